@@ -1,0 +1,138 @@
+"""From a fine-tuned classifier to a verified engine and a finished batch job, step by step.
+
+`make demo` runs this. Each command is shown as one would type it, with its own output. What is up
+to date already (the fine-tuned checkpoint, the export, the engines) is not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE / "data" / "support_intents"
+EVAL = DATA / "eval.jsonl"
+BUILD = Path("build/demo")
+CHECKPOINT, ARTIFACT = BUILD / "checkpoint", BUILD / "artifact"
+PREDICTIONS = BUILD / "predictions.jsonl"
+STAMP = BUILD / "checkpoint.sha256"
+
+
+def main() -> None:
+    """Run the steps in a folder `build/demo` below the current one."""
+    begun = time.perf_counter()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    finetune()
+    tfc("export", CHECKPOINT, "-o", ARTIFACT)
+    tfc("build-engine", ARTIFACT, "--fp16")
+    if importlib.util.find_spec("tensorrt_rtx") is not None:
+        tfc("build-engine", ARTIFACT, "--fp16", "--backend", "tensorrt-rtx")
+    tfc("verify", ARTIFACT, "--data", relative(EVAL))
+    tfc("bench", ARTIFACT, "--batch", "1,32", "--seq", "16,64,128")
+    tfc("run", ARTIFACT, relative(EVAL), "-o", PREDICTIONS)
+    summary(time.perf_counter() - begun)
+
+
+def finetune() -> None:
+    """Fine-tune the classifier, unless the script and its data are those of the last time."""
+    sources = [HERE / "finetune_intent.py", DATA / "train.jsonl", EVAL]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    command = ["python", relative(sources[0]), "-o", CHECKPOINT]
+    if CHECKPOINT.is_dir() and STAMP.is_file() and STAMP.read_text() == digest:
+        say(command, "# the script and its data did not change: the checkpoint is kept")
+        return
+    say(command)
+    subprocess.run([sys.executable, *map(str, command[1:])], check=True)
+    STAMP.write_text(digest)
+
+
+def tfc(*arguments: object) -> None:
+    """Show and run one command; end the demo with its exit code if it fails."""
+    say(["tfc", *arguments])
+    done = subprocess.run([sys.executable, "-m", "tfc", *map(str, arguments)], check=False)
+    if done.returncode != 0:
+        sys.exit(done.returncode)
+
+
+def say(command: list[object], remark: str = "") -> None:
+    """Print a command line as it is typed."""
+    print(f"\n$ {shlex.join(map(str, command))}", flush=True)
+    if remark:
+        print(remark, flush=True)
+
+
+def relative(path: Path) -> str:
+    """The path as one would type it here."""
+    return os.path.relpath(path)
+
+
+def summary(seconds: float) -> None:
+    """Accuracy before and after, parity, throughput, and where everything lies."""
+    rows = [json.loads(line) for line in PREDICTIONS.read_text(encoding="utf-8").splitlines()]
+    right = sum(row["prediction"]["label"] == row["label"] for row in rows)
+    expected = pytorch_labels([row["text"] for row in rows])
+    before = sum(label == row["label"] for label, row in zip(expected, rows, strict=True))
+    same = sum(
+        label == row["prediction"]["label"] for label, row in zip(expected, rows, strict=True)
+    )
+    verified = json.loads((ARTIFACT / "reports/verify.json").read_text(encoding="utf-8"))
+    print(f"\nSummary ({seconds:.0f} s)")
+    print(f"  accuracy     PyTorch {before / len(rows):.1%}, engine {right / len(rows):.1%} "
+          f"on {len(rows)} utterances; {same} of {len(rows)} labels are the same")  # fmt: skip
+    for name, found in verified["engines"].items():
+        print(f"  parity       {name}: {parity_line(found)}")
+    bench = json.loads((ARTIFACT / "reports/bench.json").read_text(encoding="utf-8"))
+    for cell in bench["cells"]:
+        print(f"  throughput   {throughput_line(cell)}")
+    print(f"  artifact     {ARTIFACT}")
+    print(f"  predictions  {PREDICTIONS}")
+
+
+def parity_line(found: dict[str, Any]) -> str:
+    """The verdict, and the numbers behind it where there are some."""
+    if not found["outputs"]:
+        return f"{found['verdict']} (built ahead of time; there is no GPU here)"
+    (numbers,) = found["outputs"].values()
+    return (
+        f"{found['verdict']}, max abs {numbers['max_abs']:.1e}, "
+        f"argmax agreement {numbers['argmax_agreement']:.2%}"
+    )
+
+
+def throughput_line(cell: dict[str, Any]) -> str:
+    """One shape: each engine's sequences per second, and its ratio to PyTorch."""
+    engines = [
+        f"{name} {timing['sequences_per_second']:.0f}/s ({cell['ratios'][name]:.2f}×)"
+        for name, timing in cell["timings"].items()
+    ]
+    return f"{cell['batch']}×{cell['sequence']} tokens: {', '.join(engines)}"
+
+
+def pytorch_labels(texts: list[str]) -> list[str]:
+    """What the checkpoint itself says, through transformers and PyTorch."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    model = AutoModelForSequenceClassification.from_pretrained(CHECKPOINT).eval()
+    labels: list[str] = []
+    for start in range(0, len(texts), 16):
+        batch = tokenizer(
+            texts[start : start + 16], padding=True, truncation=True, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            best = model(**batch).logits.argmax(dim=-1)
+        labels += [model.config.id2label[int(index)] for index in best]
+    return labels
+
+
+if __name__ == "__main__":
+    main()

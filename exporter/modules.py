@@ -1,0 +1,86 @@
+"""The modules that are exported: a checkpoint's model behind named tensors.
+
+Each takes `input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, all
+int64 `[batch, sequence]`, and gives one tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfc.exporter.sentence_embedding import NO_POOLING, EmbeddingHead
+
+
+class LogitsOf(torch.nn.Module):
+    """Logits of a classifier: `[batch, labels]` or `[batch, sequence, labels]`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Logits, before softmax or sigmoid."""
+        return _call(self.model, input_ids, attention_mask, token_type_ids).logits
+
+
+class EmbeddingOf(torch.nn.Module):
+    """Embeddings: `[batch, hidden]`, or `[batch, sequence, hidden]` without pooling."""
+
+    def __init__(self, model: Any, head: EmbeddingHead) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Token embeddings, pooled and normalised as the head says."""
+        hidden = _call(self.model, input_ids, attention_mask, token_type_ids).last_hidden_state
+        if self.head.pooling != NO_POOLING:
+            hidden = pooled(hidden, attention_mask, self.head.pooling)
+        if self.head.normalize:
+            hidden = torch.nn.functional.normalize(hidden, p=2, dim=-1)
+        return hidden
+
+
+def pooled(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """Pool `hidden` `[batch, sequence, hidden]` over the tokens whose mask is 1.
+
+    The definitions are those of sentence-transformers' Pooling module: divisions are guarded
+    by 1e-9, `max` ignores masked tokens, `cls` takes the first unmasked token and `lasttoken`
+    the last one, wherever the padding is; `weightedmean` weighs by the place in the text.
+    """
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    if mode == "cls":
+        return _token_at(hidden, mask.argmax(dim=1))
+    if mode == "lasttoken":
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        return _token_at(hidden, (mask * positions).argmax(dim=1))
+    if mode == "max":
+        return hidden.masked_fill(weights == 0, torch.finfo(hidden.dtype).min).amax(dim=1)
+    if mode == "weightedmean":
+        weights = weights * _places(mask).unsqueeze(-1).to(hidden.dtype)
+    total = (hidden * weights).sum(dim=1)
+    count = weights.sum(dim=1).clamp(min=1e-9)
+    return total / (count.sqrt() if mode == "mean_sqrt_len_tokens" else count)
+
+
+def _token_at(hidden: Tensor, index: Tensor) -> Tensor:
+    index = index.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
+    return hidden.gather(1, index).squeeze(1)
+
+
+def _places(mask: Tensor) -> Tensor:
+    """1, 2, 3, … from the first unmasked token of each row on, `[batch, sequence]`."""
+    ranks = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return ranks - mask.argmax(dim=1, keepdim=True)
+
+
+def _call(model: Any, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor | None) -> Any:
+    extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+    return model(input_ids=input_ids, attention_mask=mask, return_dict=True, **extra)

@@ -1,0 +1,165 @@
+"""`onnx_from_module`: a module as an ONNX graph with dynamic axes and names that mean something."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from tfc.errors import BadCheckpoint
+from tfc.exporter.patches import patch
+from tfc.manifest import Signature, TensorSpec
+
+# Opset 23 is the first with Attention and RMSNormalization, which keeps what the graph means.
+OPSET = 23
+# The exporter specialises sizes 0 and 1, so the example must have neither.
+_EXAMPLE_BATCH = 2
+_EXAMPLE_SEQUENCE = 7
+_SCOPES = "pkg.torch.onnx.name_scopes"
+MODULE_KEY = "tfc.module"
+
+
+def onnx_from_module(
+    module: torch.nn.Module, input_names: Sequence[str], output_name: str, max_sequence: int | None
+) -> ir.Model:
+    """Export a module that takes int64 `[batch, sequence]` tensors and gives one tensor.
+
+    Every node carries the path of the module that it came from in its metadata (`tfc.module`).
+
+    Args:
+        module: the module, in evaluation mode.
+        input_names: its inputs, in the order of its `forward`.
+        output_name: the name of its output.
+        max_sequence: the longest sequence that it takes, or None.
+
+    Raises:
+        BadCheckpoint: the exporter cannot follow the module; the message has its reason.
+    """
+    example = _example(input_names)
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    sequence = torch.export.Dim("sequence", min=1, max=max_sequence or 1 << 20)
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                module,
+                tuple(example),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(input_names),
+                output_names=[output_name],
+                dynamic_shapes=tuple({0: batch, 1: sequence} for _ in example),
+                verbose=False,
+            )
+        except Exception as error:  # whatever the model's own forward raises surfaces here
+            raise _export_failed(module, error) from error
+    assert program is not None  # torch.onnx.export(dynamo=True) returns a program
+    model = _with_module_paths(program.model)
+    patch(model)
+    return _without_name_clashes(model)
+
+
+def signature_of(model: ir.Model) -> Signature:
+    """Names, types and shapes of a graph's inputs and outputs."""
+    return Signature(
+        inputs=[_spec_of(value) for value in model.graph.inputs],
+        outputs=[_spec_of(value) for value in model.graph.outputs],
+    )
+
+
+def _example(input_names: Sequence[str]) -> list[torch.Tensor]:
+    """Small inputs that every text model takes: ids within any vocabulary, a mask with a hole."""
+    shape = (_EXAMPLE_BATCH, _EXAMPLE_SEQUENCE)
+    mask = torch.ones(shape, dtype=torch.int64)
+    mask[1, -2:] = 0
+    values = {
+        "input_ids": torch.arange(5, 5 + mask.numel()).view(shape) % 64,
+        "attention_mask": mask,
+        "token_type_ids": torch.zeros(shape, dtype=torch.int64),
+    }
+    return [values[name] for name in input_names]
+
+
+def _spec_of(value: ir.Value) -> TensorSpec:
+    assert value.dtype is not None
+    assert value.shape is not None
+    shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
+    return TensorSpec(str(value.name), value.dtype.numpy().name, shape)
+
+
+def _with_module_paths(model: ir.Model) -> ir.Model:
+    """Replace the exporter's bulky metadata (stack traces, local paths) by the module path."""
+    for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get(_SCOPES)
+        node.metadata_props.clear()
+        node.doc_string = None
+        if scopes is not None:
+            node.metadata_props[MODULE_KEY] = _module_path(scopes)
+    for value in _values_of(model):
+        value.metadata_props.clear()
+        value.doc_string = None
+    for initializer in list(model.graph.initializers.values()):
+        name = str(initializer.name)
+        if name.startswith("model."):
+            initializer.name = name.removeprefix("model.")
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.name = "tfc"
+    model.graph.doc_string = None
+    model.doc_string = None
+    return model
+
+
+def _without_name_clashes(model: ir.Model) -> ir.Model:
+    """Rename inner values that happen to be called like an input or an output."""
+    named = {id(v): str(v.name) for v in [*model.graph.inputs, *model.graph.outputs]}
+    taken = set(named.values())
+    for value in _values_of(model):
+        if value.name in taken and id(value) not in named:
+            value.name = f"{value.name}_inner"
+    return model
+
+
+def _module_path(scopes: str) -> str:
+    """The innermost module in the exporter's list of scopes, without our wrapper's prefix."""
+    names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
+    path = names[-2] if len(names) > 1 else ""
+    return "" if path == "model" else path.removeprefix("model.")
+
+
+def _values_of(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    yield from model.graph.initializers.values()
+    for node in model.graph.all_nodes():
+        yield from node.outputs
+
+
+def _export_failed(module: torch.nn.Module, error: Exception) -> BadCheckpoint:
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    lines = [line.strip() for line in str(causes[-1]).splitlines() if line.strip()]
+    reason = (lines[0] if lines else type(error).__name__).rstrip(".")
+    name = type(getattr(module, "model", module)).__name__
+    return BadCheckpoint(
+        f"torch.onnx cannot export {name}: {reason}",
+        fix="Run with --debug for the exporter's report; its forward must not depend on data",
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's advice off the terminal; its errors are raised."""
+    logger: Any = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,82 @@
+"""Run a graph to see what it computes: the judge of every pass.
+
+ONNX Runtime's CPU provider without graph optimisations executes the standard. Where its kernels
+take less than the standard allows, a copy of the graph is adapted first:
+
+1. its `Attention` does not broadcast a mask over the queries (the standard does), so such a
+   mask is expanded (`tfc.optimizers.lowering.attention_mask`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from tfc.optimizers.lowering.attention_mask import ExpandAttentionMask
+
+Feed = Mapping[str, npt.NDArray[Any]]
+# An invalid graph raises; its error need not be printed too.
+_FATAL = 4
+
+Outputs = dict[str, npt.NDArray[Any]]
+
+
+def outputs_of(model: ir.Model, feeds: Sequence[Feed]) -> list[Outputs]:
+    """The graph's outputs for each feed. The model is not changed.
+
+    Raises:
+        onnxruntime's own exceptions, for a graph that is not valid.
+    """
+    import onnxruntime
+
+    session = _session(model)
+    names = [output.name for output in session.get_outputs()]
+    wanted = [value.name for value in session.get_inputs()]
+    quiet = onnxruntime.RunOptions()
+    quiet.log_severity_level = _FATAL
+    return [
+        dict(zip(names, session.run(None, {n: feed[n] for n in wanted}, quiet), strict=True))
+        for feed in feeds
+    ]
+
+
+def relative_difference(expected: Sequence[Outputs], got: Sequence[Outputs]) -> float:
+    """The largest difference over all outputs, as a share of each output's largest value.
+
+    Infinite where shapes differ or a value is not finite on one side only.
+    """
+    worst = 0.0
+    for name in expected[0]:
+        scale = max(float(np.abs(_finite(e[name])).max(initial=0.0)) for e in expected)
+        for e, g in zip(expected, got, strict=True):
+            worst = max(worst, _difference(e[name], g[name]) / (scale or 1.0))
+    return worst
+
+
+def _difference(expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
+    if expected.shape != got.shape:
+        return float("inf")
+    expected, got = expected.astype(np.float64), got.astype(np.float64)
+    if not np.array_equal(np.isfinite(expected), np.isfinite(got)):
+        return float("inf")
+    return float(np.abs(_finite(expected) - _finite(got)).max(initial=0.0))
+
+
+def _finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.where(np.isfinite(array), array, 0)
+
+
+def _session(model: ir.Model) -> Any:
+    import onnxruntime
+
+    copy = model.clone()
+    ExpandAttentionMask().apply(copy)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = _FATAL
+    serialized = ir.to_proto(copy).SerializeToString()
+    return onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])

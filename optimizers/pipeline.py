@@ -1,0 +1,224 @@
+"""`optimize`: clean, raise, lower, in one visible order, every pass judged by its numbers.
+
+The ledger: after each pass that changed something, the graph runs on the same inputs as before
+it. A pass that moves an output by more than `TOLERANCE` of its scale is undone, named, and the
+next pass goes on from the graph before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from tfc.errors import ContractNotReached, UsageError
+from tfc.optimizers.cleaning import Fold
+from tfc.optimizers.contract import LABELS, Count, counts, expected_sites, fused_sites
+from tfc.optimizers.executor import Feed, outputs_of, relative_difference
+from tfc.optimizers.lowering.attention_mask import ExpandAttentionMask
+from tfc.optimizers.lowering.flat_attention import FlatAttention
+from tfc.optimizers.lowering.pack_qkv import PackQKV
+from tfc.optimizers.lowering.skip_layer_norm import SkipLayerNorm
+from tfc.optimizers.lowering.standard_ops import InlineCanonicalOps
+from tfc.optimizers.passes import FusionPass, Pass, Refusal
+from tfc.optimizers.raising.add_layer_norm import AddLayerNorm
+from tfc.optimizers.raising.attention import Attention
+from tfc.optimizers.raising.attention_mask import ReduceAttentionMask
+
+CLEAN: tuple[Pass, ...] = (Fold(),)
+RAISE: tuple[Pass, ...] = (
+    FusionPass(Attention()),
+    ReduceAttentionMask(),
+    FusionPass(AddLayerNorm()),
+)
+LOWER: Mapping[str, tuple[Pass, ...]] = {
+    "onnxruntime": (
+        FusionPass(FlatAttention()),
+        FusionPass(SkipLayerNorm()),
+        ExpandAttentionMask(),
+        InlineCanonicalOps(),
+    ),
+    "tensorrt": (
+        FusionPass(PackQKV()),
+        InlineCanonicalOps(),
+    ),
+}
+TARGETS = tuple(LOWER)
+
+# Fusions reorder fp32 sums: measured below 2e-6 of the output's scale. What changes the meaning
+# (a mask, a scale, an operand) is off by orders of magnitude more.
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The ledger's line on one pass: `difference` is relative to the output's scale."""
+
+    name: str
+    changed: int
+    difference: float
+    reverted: bool
+    error: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The line as it stands in the manifest."""
+        return {
+            "name": self.name,
+            "changed": self.changed,
+            "difference": self.difference if self.difference != float("inf") else None,
+            "reverted": self.reverted,
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the pipeline did to a graph."""
+
+    target: str
+    counts: dict[str, Count]
+    entries: tuple[Entry, ...]
+    missed: tuple[Refusal, ...]
+    nodes_before: int
+    nodes_after: int
+    tolerance: float = TOLERANCE
+    probes: int = 0
+
+    @property
+    def reverted(self) -> list[str]:
+        """The names of the passes that were undone."""
+        return [entry.name for entry in self.entries if entry.reverted]
+
+    def summary(self) -> str:
+        """`attention 6/6, add+LayerNorm 12/12`."""
+        return ", ".join(
+            f"{LABELS.get(kind, kind)} {c.found}/{c.expected}" for kind, c in self.counts.items()
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as it stands in the manifest."""
+        return {
+            "fusions": {
+                kind: {"found": c.found, "expected": c.expected} for kind, c in self.counts.items()
+            },
+            "passes": [entry.as_json() for entry in self.entries],
+            "missed": [vars(refusal) for refusal in self.missed],
+            "reverted": self.reverted,
+            "nodes": {"before": self.nodes_before, "after": self.nodes_after},
+            "tolerance": self.tolerance,
+            "probes": self.probes,
+        }
+
+
+@dataclass
+class _Ledger:
+    """The graph as it stands, its outputs, and the lines so far."""
+
+    model: ir.Model
+    feeds: Sequence[Feed]
+    outputs: list[Any]
+    entries: list[Entry] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+def optimize(
+    model: ir.Model,
+    target: str,
+    feeds: Sequence[Feed],
+    *,
+    fusion_sites: Mapping[str, int] | None = None,
+    allow_missed: bool = False,
+    on_pass: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> tuple[ir.Model, Report]:
+    """Fuse and lower a graph for a target. The given model is not changed.
+
+    Args:
+        model: an fp32 graph.
+        target: one of `TARGETS`.
+        feeds: inputs on which every pass is judged; padding on both sides and holes in the mask
+            should be among them.
+        fusion_sites: expected counts from the model's config; empty to count in the graph.
+        allow_missed: return the graph although a fusion was missed.
+        on_pass: called with the pass's name, its number and how many there are.
+
+    Raises:
+        UsageError: there is no such target.
+        ContractNotReached: fewer sites were fused than the model has.
+    """
+    if target not in LOWER:
+        raise UsageError(f"there is no target '{target}'", fix=f"Choose {' or '.join(TARGETS)}")
+    ledger = _Ledger(model.clone(), feeds, outputs_of(model, feeds))
+    before = len(model.graph)
+    total = len(CLEAN) + len(RAISE) + len(LOWER[target])
+    done = 0
+    expected: dict[str, int] = {}
+    found: dict[str, int] = {}
+    for stage in (CLEAN, RAISE, LOWER[target]):
+        if stage is RAISE:
+            expected = expected_sites(ledger.model, fusion_sites or {})
+        for step in stage:
+            on_pass(step.name, done, total)
+            _run(ledger, step)
+            done += 1
+        if stage is RAISE:
+            found = fused_sites(ledger.model)
+    on_pass("done", total, total)
+    ShapeInferencePass()(ledger.model)
+    report = Report(
+        target=target,
+        counts=counts(found, expected),
+        entries=tuple(ledger.entries),
+        missed=tuple(ledger.refusals),
+        nodes_before=before,
+        nodes_after=len(ledger.model.graph),
+        probes=len(feeds),
+    )
+    if not allow_missed:
+        _check(report)
+    return ledger.model, report
+
+
+def _run(ledger: _Ledger, step: Pass) -> None:
+    """Apply one pass to a copy, and keep the copy if its numbers hold."""
+    candidate = ledger.model.clone()
+    result = step.apply(candidate)
+    _keep_output_names(candidate, ledger.model)
+    ledger.refusals += result.refusals
+    if not result.changed:
+        ledger.entries.append(Entry(step.name, 0, 0.0, reverted=False))
+        return
+    try:
+        outputs = outputs_of(candidate, ledger.feeds)
+    except Exception as error:  # an invalid graph is reported as such, whatever the executor says
+        reason = str(error).strip().splitlines()[0]
+        ledger.entries.append(Entry(step.name, result.changed, float("inf"), True, reason))
+        return
+    difference = relative_difference(ledger.outputs, outputs)
+    holds = difference <= TOLERANCE
+    ledger.entries.append(Entry(step.name, result.changed, difference, reverted=not holds))
+    if holds:
+        ledger.model, ledger.outputs = candidate, outputs
+
+
+def _keep_output_names(model: ir.Model, original: ir.Model) -> None:
+    """A pass that replaced the node behind a graph output keeps the output's name."""
+    for value, before in zip(model.graph.outputs, original.graph.outputs, strict=True):
+        value.name = before.name
+
+
+def _check(report: Report) -> None:
+    short = [kind for kind, count in report.counts.items() if not count.reached]
+    if not short:
+        return
+    nearest = [r for r in report.missed if r.kind in short][:3]
+    sites = "; ".join(f"{r.module or r.node}: {r.reason}" for r in nearest)
+    undone = f"; reverted by the ledger: {', '.join(report.reverted)}" if report.reverted else ""
+    raise ContractNotReached(
+        f"the fusion contract does not hold: {report.summary()}"
+        + (f" (nearest misses: {sites})" if sites else "")
+        + undone,
+        fix="Pass --allow-missed to go on with the graph as it is",
+    )

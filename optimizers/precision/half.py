@@ -1,0 +1,161 @@
+"""An fp32 graph → the same graph computing in fp16, with casts where the two meet.
+
+What runs in half: matrix products and attention on token tensors (rank 3 and more), GELU,
+LayerNormalization (its statistics stay in fp32: `stash_type` 1), embedding look-ups, and
+element-wise work between them.
+
+What stays in fp32:
+1. reductions, softmax, divisions, powers and roots written out: they lose or overflow;
+2. what works on pooled tensors (rank 2: pooler, classifier head, normalisation): it costs
+   nothing and decides the result;
+3. a node with a constant that fp16 cannot hold;
+4. the graph's inputs and outputs.
+
+Every value is cast at most once to each type, and a cast back reads the original value, so no
+pair of casts cancels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from tfc.optimizers.graph import add_constant, constant, insert_before, set_type
+
+_FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_HALF_MAX = float(np.finfo(np.float16).max)
+# Token tensors are [batch, sequence, …]; a pooled tensor is [batch, …].
+_TOKEN_RANK = 3
+
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Attention"})
+_HALF_OPS = frozenset({"Gelu", "LayerNormalization", "RMSNormalization", "RotaryEmbedding"})
+_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Neg", "Tanh", "Relu", "Erf", "Sigmoid", "Where"})
+_LAYOUT = frozenset(
+    {"Reshape", "Transpose", "Split", "Squeeze", "Unsqueeze", "Concat", "Slice", "Expand",
+     "Gather", "GatherElements", "Identity", "Flatten", "Tile"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HalfReport:
+    """How many nodes run in each precision, and which products did not fit into fp16."""
+
+    half: dict[str, int]
+    fp32: dict[str, int]
+    kept: tuple[str, ...]
+
+
+@dataclass
+class _Converter:
+    """One conversion under way: the casts and constants made so far."""
+
+    model: ir.Model
+    casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = field(default_factory=dict)
+    origin: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    half: Counter[str] = field(default_factory=Counter)
+    fp32: Counter[str] = field(default_factory=Counter)
+    kept: list[str] = field(default_factory=list)
+
+    def convert(self, node: ir.Node) -> None:
+        """Choose the node's precision and give it inputs of that type."""
+        floats = [i for i, v in enumerate(node.inputs) if v is not None and v.dtype in _FLOATS]
+        if not floats:
+            return
+        if self._runs_in_half(node, [node.inputs[i] for i in floats]):
+            wanted = _HALF
+            self.half[node.op_type] += 1
+        else:
+            wanted = _FLOAT
+            self.fp32[node.op_type] += 1
+        for index in floats:
+            value = node.inputs[index]
+            if value is not None and value.dtype != wanted:
+                node.replace_input_with(index, self.as_type(value, wanted, node))
+        for output in node.outputs:
+            if output.dtype in _FLOATS and node.op_type != "Cast":
+                set_type(output, wanted, output.shape)
+
+    def as_type(self, value: ir.Value, wanted: ir.DataType, before: ir.Node) -> ir.Value:
+        """The value in another float type: a converted constant, or one cast shared by all."""
+        original = self.origin.get(value, value)
+        if original.dtype == wanted:
+            return original
+        key = (original, wanted)
+        if key not in self.casts:
+            self.casts[key] = self._cast(original, wanted, before)
+            self.origin[self.casts[key]] = original
+        return self.casts[key]
+
+    def _cast(self, value: ir.Value, wanted: ir.DataType, before: ir.Node) -> ir.Value:
+        array = constant(value)
+        if array is not None:
+            name = f"{value.name}.{'fp16' if wanted == _HALF else 'fp32'}"
+            return add_constant(self.model, name, array.astype(wanted.numpy()))
+        cast = ir.node("Cast", [value], {"to": wanted}, name=f"{value.name}_as_{wanted.name}")
+        out = cast.outputs[0]
+        set_type(out, wanted, value.shape)
+        producer = value.producer()
+        if producer is not None and producer.graph is not None:
+            producer.graph.insert_after(producer, [cast])
+        else:
+            insert_before(before, [cast])
+        return out
+
+    def _runs_in_half(self, node: ir.Node, floats: list[ir.Value | None]) -> bool:
+        activations = [v for v in floats if constant(v) is None]
+        if not all(_fits(v) for v in floats if constant(v) is not None):
+            if node.op_type in _PRODUCTS:
+                self.kept.append(str(node.name))
+            return False
+        if node.op_type in _PRODUCTS:
+            return all(_rank(v) >= _TOKEN_RANK for v in activations)
+        if node.op_type in _HALF_OPS:
+            return True
+        if node.op_type in _ELEMENTWISE or node.op_type in _LAYOUT:
+            return all(v is not None and v.dtype == _HALF for v in activations)
+        return False
+
+
+_FLOATS = (_FLOAT, _HALF)
+
+
+def half_from_fp32(model: ir.Model) -> tuple[ir.Model, HalfReport]:
+    """The graph in fp16 as far as it is safe. Inputs and outputs keep their types.
+
+    The given model, of standard operators in topological order, is not changed.
+    """
+    model = model.clone()
+    converter = _Converter(model)
+    outputs = {id(v): str(v.name) for v in model.graph.outputs}
+    for node in list(model.graph):
+        converter.convert(node)
+    for index, value in enumerate(list(model.graph.outputs)):
+        if value.dtype == _HALF:
+            _cast_output(model, index, value, outputs[id(value)])
+    for name in [n for n, v in model.graph.initializers.items() if not v.uses()]:
+        del model.graph.initializers[name]
+    report = HalfReport(dict(converter.half), dict(converter.fp32), tuple(converter.kept))
+    return model, report
+
+
+def _cast_output(model: ir.Model, index: int, value: ir.Value, name: str) -> None:
+    """Give the graph an fp32 output of the old name in place of a half one."""
+    value.name = f"{name}_half"
+    cast = ir.node("Cast", [value], {"to": _FLOAT}, name=f"{name}_as_FLOAT")
+    out = cast.outputs[0]
+    out.name = name
+    set_type(out, _FLOAT, value.shape)
+    model.graph.append(cast)
+    model.graph.outputs[index] = out
+
+
+def _fits(value: ir.Value | None) -> bool:
+    array = constant(value)
+    return array is None or bool((np.abs(array) <= _HALF_MAX).all())
+
+
+def _rank(value: ir.Value | None) -> int:
+    return 0 if value is None or value.shape is None else len(value.shape)

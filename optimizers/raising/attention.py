@@ -1,0 +1,308 @@
+"""Scaled dot-product attention written out → `Attention` (opset 23).
+
+Before (every step but the two products and the softmax is optional)::
+
+    scores = MatMul(q * s1, Transpose(k) * s2) * s3
+    scores = scores + bias + mask          or Where(condition, fill, scores)
+    p = Softmax(scores, axis=-1)
+    p = Where(IsNaN(p), 0, p)              (the guard that PyTorch's SDPA is exported with)
+    y = MatMul(p, v)
+
+After::
+
+    y = Attention(q, k, v, bias + mask, scale = s1·s2·s3)
+
+with q, k, v `[batch, heads, sequence, head_dim]` and y the same.
+
+Fires when:
+1. the softmax is over the last axis of a rank-4 tensor, and only the second product reads it
+   (through the guard, if there is one);
+2. scaling is by constants, and nothing is added before the last scaling (a scaled mask would be
+   another mask);
+3. a fill value is low enough to vanish in the softmax (`-1e4` or below);
+4. k is transposed in its last two axes only.
+
+Safe because `Attention` is defined as exactly this product, softmax and product; a condition
+that is not met leaves the nodes as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from tfc.optimizers.graph import (
+    add_constant,
+    attribute,
+    copy_type,
+    insert_before,
+    is_op,
+    known_shape,
+    only_user,
+    replace_value,
+    scalar,
+)
+from tfc.optimizers.layout import is_permutation, layout_sources
+from tfc.optimizers.passes import Refusal, refusal
+
+KIND = "attention"
+ATTENTION_OPSET = 23
+# exp(-1e4) is 0 in fp32, and models trained in fp16 fill with no less.
+_VANISHES = -1e4
+# Scale, bias, mask, fill: no exporter writes more than a few operations there.
+_MAX_CHAIN = 8
+_SWAP_LAST_TWO = (0, 1, 3, 2)
+_FROM_BSND = (0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A boolean condition under which the score is kept (or, if inverted, replaced)."""
+
+    condition: ir.Value
+    inverted: bool
+
+
+@dataclass(frozen=True)
+class Match:
+    """A site: its ends, its operands, and what is added to the scores."""
+
+    softmax: ir.Node
+    output: ir.Node
+    q: ir.Value
+    k: ir.Value
+    v: ir.Value
+    k_is_bsnd: bool
+    scale: float
+    added: tuple[ir.Value, ...] = ()
+    masked: tuple[Masked, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What lies between the first product and the softmax."""
+
+    product: ir.Node | None = None
+    scale: float = 1.0
+    added: tuple[ir.Value, ...] = ()
+    masked: tuple[Masked, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation between the two, and the value below it."""
+
+    below: ir.Value | None
+    scale: float = 1.0
+    added: tuple[ir.Value, ...] = ()
+    masked: tuple[Masked, ...] = ()
+
+
+class Attention:
+    """The fusion; see the module's docstring."""
+
+    name = "fuse attention"
+    anchors = ("Softmax",)
+
+    def match(self, node: ir.Node) -> Match | Refusal | None:
+        """Conditions 1 to 4."""
+        shape = known_shape(node.outputs[0])
+        if shape is not None and len(shape) != 4:
+            return None
+        if attribute(node, "axis", -1) not in (-1, 3):
+            return None
+        output = _second_product(node)
+        if isinstance(output, str):
+            return refusal(KIND, node, output)
+        scores = _scores(node.inputs[0])
+        if isinstance(scores, str):
+            return refusal(KIND, node, scores)
+        assert scores.product is not None
+        q, q_scale = _unscaled(scores.product.inputs[0])
+        k_t, k_scale = _unscaled(scores.product.inputs[1])
+        key = _key(k_t)
+        if key is None:
+            return refusal(KIND, node, "the second operand of the scores is not a transposed key")
+        k, k_is_bsnd = key
+        v = output.inputs[1]
+        assert v is not None
+        scale = scores.scale * q_scale * k_scale
+        return Match(node, output, q, k, v, k_is_bsnd, scale, scores.added, scores.masked)
+
+    def rewrite(self, model: ir.Model, match: Match) -> None:
+        """Put `Attention` in place of the second product."""
+        new: list[ir.Node] = []
+        k = match.k
+        if match.k_is_bsnd:
+            new.append(ir.node("Transpose", [k], {"perm": [0, 2, 1, 3]}))
+            copy_type(match.v, new[-1].outputs[0])
+            k = new[-1].outputs[0]
+        mask = _mask(model, match, new)
+        attention = ir.node(
+            "Attention",
+            [match.q, k, match.v, *([mask] if mask is not None else [])],
+            {"scale": float(match.scale)},
+            name=f"{match.softmax.name}_attention",
+        )
+        insert_before(match.output, [*new, attention], like=match.softmax)
+        replace_value(match.output.outputs[0], attention.outputs[0])
+        model.opset_imports[""] = max(model.opset_imports[""], ATTENTION_OPSET)
+
+
+def _key(transposed: ir.Value) -> tuple[ir.Value, bool] | None:
+    """What was transposed to give this value, and whether it is `[batch, seq, heads, dim]`."""
+    for source in layout_sources(transposed):
+        for is_bsnd, perm in ((False, _SWAP_LAST_TWO), (True, _FROM_BSND)):
+            if is_permutation(source, transposed, perm):
+                return source, is_bsnd
+    return None
+
+
+def _second_product(softmax: ir.Node) -> ir.Node | str:
+    probabilities = softmax.outputs[0]
+    guard = _nan_guard(probabilities)
+    user = only_user(guard if guard is not None else probabilities)
+    if user is None:
+        return "the probabilities have more than one reader"
+    if not is_op(user, "MatMul") or user.inputs[0] not in (guard, probabilities):
+        return f"the probabilities are read by {user.op_type}, not by the product with the values"
+    return user
+
+
+def _nan_guard(probabilities: ir.Value) -> ir.Value | None:
+    """The output of `Where(IsNaN(p), 0, p)` if that is all that reads p."""
+    users = {use.node for use in probabilities.uses()}
+    if len(users) != 2 or probabilities.is_graph_output():
+        return None
+    where = next((n for n in users if is_op(n, "Where")), None)
+    is_nan = next((n for n in users if is_op(n, "IsNaN")), None)
+    if where is None or is_nan is None or where.inputs[0] is not is_nan.outputs[0]:
+        return None
+    guarded = scalar(where.inputs[1]) == 0.0 and where.inputs[2] is probabilities
+    return where.outputs[0] if guarded else None
+
+
+def _scores(value: ir.Value | None) -> _Scores | str:
+    """Follow the scores from the softmax up to the first product."""
+    found = _Scores()
+    while value is not None and (node := value.producer()) is not None:
+        if is_op(node, "MatMul"):
+            return replace(found, product=node)
+        step = _peel(node)
+        if isinstance(step, str):
+            return step
+        if found.scale != 1.0 and (step.added or step.masked):
+            return "the scores are scaled after the mask is added"
+        value = step.below
+        found = _Scores(
+            scale=found.scale * step.scale,
+            added=found.added + step.added,
+            masked=found.masked + step.masked,
+        )
+    return "the scores do not come from a matrix product"
+
+
+def _peel(node: ir.Node) -> _Step | str:
+    """Take one operation off the scores."""
+    if node.op_type in ("Mul", "Div"):
+        below, factor = _scaling(node)
+        if factor is None:
+            return "the scores are scaled by something that is not a constant"
+        return _Step(below, scale=factor)
+    if is_op(node, "Add"):
+        first, second = node.inputs
+        below, added = (first, second) if _leads_to_scores(first) else (second, first)
+        if not _leads_to_scores(below) or _leads_to_scores(added):
+            return "it cannot be told which operand of the addition is the mask"
+        return _Step(below, added=(added,) if added is not None else ())
+    if is_op(node, "Where"):
+        return _peel_fill(node)
+    return f"{node.op_type} stands between the scores and the softmax"
+
+
+def _peel_fill(node: ir.Node) -> _Step | str:
+    condition, chosen, other = node.inputs
+    fill, below, inverted = scalar(other), chosen, False
+    if fill is None:
+        fill, below, inverted = scalar(chosen), other, True
+    if fill is None or condition is None:
+        return "the scores are replaced by something that is not a constant"
+    if fill > _VANISHES:
+        return f"the fill value {fill:g} does not vanish in the softmax"
+    return _Step(below, masked=(Masked(condition, inverted),))
+
+
+def _leads_to_scores(value: ir.Value | None) -> bool:
+    """Whether only scaling, adding and filling lie between a product and this value."""
+    for _ in range(_MAX_CHAIN):
+        node = value.producer() if value is not None else None
+        if node is None:
+            return False
+        if is_op(node, "MatMul"):
+            return True
+        if node.op_type in ("Mul", "Div"):
+            value, factor = _scaling(node)
+            if factor is None:
+                return False
+        elif is_op(node, "Add"):
+            return any(_leads_to_scores(v) for v in node.inputs)
+        elif is_op(node, "Where"):
+            value = node.inputs[1] if scalar(node.inputs[1]) is None else node.inputs[2]
+        else:
+            return False
+    return False
+
+
+def _scaling(node: ir.Node) -> tuple[ir.Value | None, float | None]:
+    """The scaled value and the factor of a Mul or Div by a constant; None if it is not one."""
+    first, second = node.inputs
+    factor = scalar(second)
+    if factor is not None:
+        return first, factor if is_op(node, "Mul") else 1.0 / factor
+    factor = scalar(first)
+    if factor is not None and is_op(node, "Mul"):
+        return second, factor
+    return None, None
+
+
+def _unscaled(value: ir.Value | None) -> tuple[ir.Value, float]:
+    """An operand of the first product without the constant factors on it."""
+    scale = 1.0
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type not in ("Mul", "Div"):
+            break
+        below, factor = _scaling(node)
+        if factor is None or below is None:
+            break
+        value, scale = below, scale * factor
+    assert value is not None
+    return value, scale
+
+
+def _mask(model: ir.Model, match: Match, new: list[ir.Node]) -> ir.Value | None:
+    """One mask operand for `Attention`: boolean if only conditions are given, else additive."""
+    kept = None
+    for masked in match.masked:
+        value = masked.condition
+        if masked.inverted:
+            value = _append(new, ir.node("Not", [value]))
+        kept = value if kept is None else _append(new, ir.node("And", [kept, value]))
+    if not match.added:
+        return kept
+    total = match.added[0]
+    for value in match.added[1:]:
+        total = _append(new, ir.node("Add", [total, value]))
+    if kept is None:
+        return total
+    dtype = match.q.dtype.numpy() if match.q.dtype is not None else np.float32
+    zero = add_constant(model, "attention_kept", np.zeros((), dtype))
+    low = add_constant(model, "attention_masked", np.asarray(np.finfo(dtype).min, dtype))
+    fill = _append(new, ir.node("Where", [kept, zero, low]))
+    return _append(new, ir.node("Add", [total, fill]))
+
+
+def _append(new: list[ir.Node], node: ir.Node) -> ir.Value:
+    new.append(node)
+    return node.outputs[0]

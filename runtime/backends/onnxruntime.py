@@ -1,0 +1,205 @@
+"""The ONNX Runtime backend: its engine is the lowered ONNX graph, which it optimises on loading.
+
+It runs on the GPU through the CUDA execution provider where that works, and on the CPU anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfc.errors import (
+    BackendUnavailable,
+    BadArtifact,
+    BadInput,
+    EnvironmentProblem,
+    TfcError,
+    UsageError,
+)
+from tfc.files import link_or_copy
+from tfc.runtime.backends.base import Arrays, Availability, Built, Inputs, Profile, as_contiguous
+from tfc.runtime.backends.onnxruntime_provider import best_provider
+from tfc.runtime.cores import usable_cores
+
+REBUILD = "Build the engine again with: tfc build-engine"
+UPGRADE = "Upgrade it with: pip install -U onnxruntime-gpu (onnxruntime on machines without a GPU)"
+# ONNX Runtime's texts for a graph that is whole but newer than the installed version.
+_TOO_NEW = ("not a registered function/op", "is under development", "Unsupported model IR version")
+_OUT_OF_MEMORY = ("Failed to allocate memory", "out of memory", "bad_alloc", "bad allocation")
+_MOST_TEXT = 300  # characters of ONNX Runtime's own text in one of our sentences
+# What comes before the part of ONNX Runtime's text that tells: its code, the file or node.
+_PREAMBLE = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:|.* Status Message: )?"
+)
+_ERROR, _FATAL = 3, 4  # severities of ONNX Runtime's log
+
+
+class OnnxRuntimeBackend:
+    """Runs ONNX graphs on ONNX Runtime. See `Backend`."""
+
+    name = "onnxruntime"
+    target = "onnxruntime"
+
+    def availability(self) -> Availability:
+        """What this backend can do here. Never raises."""
+        try:
+            version = _library().__version__
+        except EnvironmentProblem as problem:
+            return Availability(self.name, "", str(problem), str(problem))
+        return Availability(self.name, version, hardware=best_provider().hardware)
+
+    def build(self, model: Path, engine: Path, inputs: Inputs, profile: Profile) -> Built:
+        """Check that the ONNX file `model` loads and runs here; `engine` is then that file.
+
+        One batch of the profile's smallest sizes is run, from the place where the engine will
+        be, so that a graph that keeps its weights in a second file is refused too.
+
+        Raises:
+            BadArtifact: the file is not a whole ONNX graph.
+            BadInput: the graph does not run at the smallest sizes.
+            BackendUnavailable: this ONNX Runtime has no kernel for an operator of the graph.
+        """
+        ort = _library()
+        link_or_copy(model, engine)
+        try:
+            runner = self.load(engine)
+            runner.run(_smallest_batch(inputs, profile))
+            runner.close()
+        except TfcError:
+            engine.unlink(missing_ok=True)
+            raise
+        return Built({"onnxruntime": ort.__version__}, runner.hardware)
+
+    def load(self, engine: Path, threads: int | None = None) -> OnnxRuntimeRunner:
+        """Load the file `engine`, to run on `threads` CPU threads (default: every usable core).
+
+        Raises:
+            BadArtifact: the file is missing or is not a whole ONNX graph.
+            BackendUnavailable: this ONNX Runtime has no kernel for an operator of the graph.
+        """
+        ort = _library()
+        provider = best_provider()
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.intra_op_num_threads = threads or usable_cores()
+        # Threads that wait without spinning: a session runs several batches at once, and spinning
+        # takes the cores from the others (on two cores, 1.3 times the CPU time per batch).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = _ERROR
+        with _loading(engine, ort):
+            session = ort.InferenceSession(str(engine), options, providers=provider.names)
+        return OnnxRuntimeRunner(session, provider.hardware)
+
+
+class OnnxRuntimeRunner:
+    """A loaded graph. `run` may be called from several threads. See `Runner`."""
+
+    def __init__(self, session: Any, hardware: str) -> None:
+        self.hardware = hardware
+        self._session: Any = session
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._options = _library().RunOptions()
+        self._options.log_severity_level = _FATAL  # an error is raised; it need not be printed too
+
+    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Run one batch.
+
+        Raises:
+            BadInput: an input is missing, or its type or shape does not fit the graph.
+            EnvironmentProblem: the memory is too small for this batch.
+        """
+        session = self._session
+        if session is None:
+            raise UsageError("this engine was closed", fix="Load it again")
+        with _running():
+            arrays = session.run(self._outputs, as_contiguous(inputs), self._options)
+        return dict(zip(self._outputs, arrays, strict=True))
+
+    def close(self) -> None:
+        """Let go of the graph; calls that are running finish."""
+        self._session = None
+
+
+def _library() -> Any:
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        raise BackendUnavailable(
+            f"ONNX Runtime cannot be imported: {error}",
+            fix="Install it with: pip install onnxruntime-gpu (onnxruntime on other platforms)",
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise BackendUnavailable(
+            "ONNX Runtime is installed in part only",
+            fix="Install it again with: pip install --force-reinstall onnxruntime-gpu",
+        )
+    return onnxruntime
+
+
+def _smallest_batch(inputs: Inputs, profile: Profile) -> dict[str, npt.NDArray[Any]]:
+    """Token 0 everywhere, and every token attended to: valid for any vocabulary."""
+    batch = {}
+    for name, (dtype, axes) in inputs.tensors.items():
+        shape = tuple(profile.of_axis(axis).min for axis in axes)
+        fill = 1 if name == "attention_mask" else 0
+        batch[name] = np.full(shape, fill, np.dtype(dtype))
+    return batch
+
+
+@contextmanager
+def _loading(engine: Path, ort: Any) -> Iterator[None]:
+    """Translate what ONNX Runtime raises while it loads `engine`."""
+    try:
+        yield
+    except Exception as error:
+        text = _clean(error)
+        if _says(error, _OUT_OF_MEMORY):
+            raise EnvironmentProblem(
+                f"there is not enough memory to load the engine: {text}",
+                where=str(engine),
+                fix="Free memory, or build a smaller precision",
+            ) from error
+        if type(error).__name__ == "NotImplemented" or _says(error, _TOO_NEW):
+            raise BackendUnavailable(
+                f"ONNX Runtime {ort.__version__} cannot run this graph here: {text}",
+                where=str(engine),
+                fix=UPGRADE,
+            ) from error
+        raise BadArtifact(
+            f"ONNX Runtime cannot read this engine: {text}", where=str(engine), fix=REBUILD
+        ) from error
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    """Translate what ONNX Runtime raises while it runs a batch."""
+    try:
+        yield
+    except Exception as error:
+        if _says(error, _OUT_OF_MEMORY):
+            raise EnvironmentProblem(
+                f"there is not enough memory for this batch: {_clean(error)}",
+                fix="Use smaller batches (--batch-size)",
+            ) from error
+        raise BadInput(
+            f"the engine does not take these inputs: {_clean(error)}",
+            fix="Give arrays of the names, types and shapes in the artifact's signature",
+        ) from error
+
+
+def _says(error: Exception, texts: tuple[str, ...]) -> bool:
+    return any(text in str(error) for text in texts)
+
+
+def _clean(error: Exception) -> str:
+    """The first line of ONNX Runtime's text, cut to what tells, without its final full stop."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = _PREAMBLE.sub("", line).strip(" .")
+    return text if len(text) <= _MOST_TEXT else text[:_MOST_TEXT].rstrip() + " …"

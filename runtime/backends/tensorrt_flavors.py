@@ -1,0 +1,145 @@
+"""TensorRT and TensorRT-RTX: what is different between them, as data.
+
+Everything else that tfc uses is the same in TensorRT 10.13 to 11.4 and in TensorRT-RTX 1.7. A
+member of TensorRT's API that only one of them has is used only in a function that its row of
+`FLAVORS` names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tfc.errors import BackendUnavailable, MissingPackage
+from tfc.runtime.gpu import Gpu
+
+# A plan of TensorRT-RTX that names no compute capability runs on all of these (its page on
+# engines built without a GPU). That is wider than any list that can be named: the "and later" has
+# no name. Turing is not in it, and sharing a plan with Turing costs the others speed.
+PORTABLE = "compute capability 8.0, 8.6, 8.9, 12.0 and later, Linux and Windows"
+TURING = "7.5"
+
+
+def target_this_gpu(trt: Any, config: Any, present: Sequence[Gpu]) -> str:
+    """A plan of TensorRT is timed on the GPU it is built on, and is for that kind of GPU."""
+    gpu = present[0]
+    return f"{gpu.name} (compute capability {gpu.compute_capability})"
+
+
+def target_every_rtx_gpu(trt: Any, config: Any, present: Sequence[Gpu]) -> str:
+    """A portable plan, except where it would not run on any GPU of this machine (Turing)."""
+    if not present or any(gpu.compute_capability != TURING for gpu in present):
+        return PORTABLE
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM75, 0)
+    return f"compute capability {TURING}"
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """One member of the TensorRT family.
+
+    Attributes:
+        name: what the command line calls the backend.
+        label: what a sentence calls it.
+        module: the Python module to import.
+        distributions: the packages that may have brought it, to ask for the version.
+        extra: the extra of tfc that installs it.
+        oldest: the oldest version whose API tfc is checked against.
+        network_flags: major version → members of `NetworkDefinitionCreationFlag` that make a
+            network strongly typed. Since TensorRT 11 every network is, and the flag is deprecated.
+        builds_without_gpu: whether the builder works ahead of time.
+        target_hardware: sets what the plan is for; returns it as words for the manifest.
+    """
+
+    name: str
+    label: str
+    module: str
+    distributions: tuple[str, ...]
+    extra: str
+    oldest: tuple[int, int]
+    network_flags: Mapping[int, tuple[str, ...]]
+    builds_without_gpu: bool
+    target_hardware: Callable[[Any, Any, Sequence[Gpu]], str]
+
+    def version(self) -> str:
+        """The installed version, without importing it; empty where it is not installed."""
+        if importlib.util.find_spec(self.module) is None:
+            return ""
+        for distribution in self.distributions:
+            try:
+                return importlib.metadata.version(distribution)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return ""
+
+    def missing(self) -> MissingPackage | None:
+        """The error that says why the package cannot be used; none where it can."""
+        version = self.version()
+        fix = f"Install it with: pip install 'tfc[{self.extra}]'"
+        if not version:
+            return MissingPackage(f"the package '{self.module}' is not installed", fix=fix)
+        if numbers_of_version(version) < self.oldest:
+            oldest = ".".join(str(number) for number in self.oldest)
+            return MissingPackage(f"{self.label} {version} is older than {oldest}", fix=fix)
+        return None
+
+    def load(self) -> Any:
+        """The module, imported.
+
+        Raises:
+            MissingPackage: it is not installed, or too old.
+            BackendUnavailable: it is installed and cannot be loaded.
+        """
+        if problem := self.missing():
+            raise problem
+        try:
+            return importlib.import_module(self.module)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise BackendUnavailable(
+                f"{self.label} is installed but cannot be loaded: {error}",
+                fix=f"Install it again with: pip install --force-reinstall 'tfc[{self.extra}]'",
+            ) from error
+
+    def creation_flags(self, trt: Any) -> int:
+        """The flags for `create_network` that make this version's networks strongly typed."""
+        major = numbers_of_version(self.version())[0]
+        flags = self.network_flags.get(major, ())
+        return sum(1 << int(getattr(trt.NetworkDefinitionCreationFlag, flag)) for flag in flags)
+
+
+FLAVORS = {
+    "tensorrt": Flavor(
+        name="tensorrt",
+        label="TensorRT",
+        module="tensorrt",
+        distributions=("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        extra="tensorrt",
+        oldest=(10, 13),
+        network_flags={10: ("STRONGLY_TYPED",)},
+        builds_without_gpu=False,
+        target_hardware=target_this_gpu,
+    ),
+    "tensorrt-rtx": Flavor(
+        name="tensorrt-rtx",
+        label="TensorRT-RTX",
+        module="tensorrt_rtx",
+        distributions=("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+        extra="rtx",
+        oldest=(1, 7),
+        network_flags={},
+        builds_without_gpu=True,
+        target_hardware=target_every_rtx_gpu,
+    ),
+}
+
+
+def numbers_of_version(version: str) -> tuple[int, int]:
+    """(major, minor) of a version: (10, 13) of ``10.13.3.9``; (0, 0) of one without numbers."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)

@@ -1,0 +1,139 @@
+"""An ONNX file → a TensorRT plan: parse, set the shapes, build, and list what was compiled.
+
+The variables that hold TensorRT's objects have fixed names, here and in the runner (`builder`,
+`network`, `parser`, `parser_error`, `config`, `shapes`, `tensor`, `memory`, `runtime`, `engine`,
+`context`, `inspector`): a test follows them to check every member that is used against the API of
+each TensorRT version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfc.errors import BackendUnavailable, BadInput, UsageError
+from tfc.runtime.backends.base import Inputs, Kernel, Profile
+from tfc.runtime.backends.kernels import kernels_from_inspector, kernels_from_log
+from tfc.runtime.backends.tensorrt_errors import (
+    EXPORT,
+    build_refusal,
+    collecting_logger,
+    first_error,
+    messages_of,
+    parser_refusal,
+)
+from tfc.runtime.backends.tensorrt_flavors import Flavor
+from tfc.runtime.gpu import Gpu
+
+_NO_PROFILE = -1  # what add_optimization_profile returns for a profile that it does not take
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A built plan: its bytes, what it is portable to, its kernels, and what to know about it."""
+
+    data: bytes
+    hardware: str
+    kernels: tuple[Kernel, ...]
+    notes: tuple[str, ...]
+
+
+def plan_from_onnx(
+    flavor: Flavor, model: Path, inputs: Inputs, profile: Profile, present: Sequence[Gpu]
+) -> Plan:
+    """Build the ONNX file `model` for the shapes of `profile`.
+
+    Raises:
+        BadInput: TensorRT cannot read the file, or cannot build the graph.
+        ContractNotReached: an Attention has no fused kernel.
+        BackendUnavailable: TensorRT cannot work on this machine.
+        UsageError: the profile does not fit the graph.
+    """
+    trt = flavor.load()
+    logger = collecting_logger(trt)
+    builder = _builder(flavor, trt, logger)
+    network = builder.create_network(flavor.creation_flags(trt))
+    _parse(flavor, trt, network, logger, model)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    _add_shapes(builder, config, network, inputs, profile, model)
+    hardware = flavor.target_hardware(trt, config, present)
+    memory = builder.build_serialized_network(network, config)
+    if memory is None:
+        raise build_refusal(flavor, first_error(trt, logger), model, messages_of(logger))
+    data = bytes(memory)
+    kernels = _kernels(trt, logger, data, can_load=bool(present))
+    notes = () if kernels else ("the builder's log does not list the compiled kernels",)
+    return Plan(data, hardware, kernels, notes)
+
+
+def _builder(flavor: Flavor, trt: Any, logger: Any) -> Any:
+    try:
+        return trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # pybind11: the library's factory gave nothing
+        raise BackendUnavailable(
+            f"{flavor.label} cannot start its builder: {first_error(trt, logger)}",
+            fix="Check the GPU and its driver: tfc doctor",
+        ) from error
+
+
+def _parse(flavor: Flavor, trt: Any, network: Any, logger: Any, model: Path) -> None:
+    if not model.is_file():
+        raise BadInput("there is no such ONNX file", where=str(model), fix="Run tfc export first")
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(model)):
+        raise parser_refusal(flavor, parser, model)
+    # A file that is not ONNX at all can pass the parser as an empty graph.
+    if network.num_outputs == 0:
+        raise parser_refusal(flavor, parser, model)
+
+
+def _add_shapes(
+    builder: Any, config: Any, network: Any, inputs: Inputs, profile: Profile, model: Path
+) -> None:
+    """One optimization profile: the sizes of every axis of every input."""
+    shapes = builder.create_optimization_profile()
+    for name in _names_of_inputs(network, inputs, model):
+        _, axes = inputs.tensors[name]
+        sizes = [profile.of_axis(axis) for axis in axes]
+        shapes.set_shape(
+            name,
+            tuple(size.min for size in sizes),
+            tuple(size.opt for size in sizes),
+            tuple(size.max for size in sizes),
+        )
+    if config.add_optimization_profile(shapes) == _NO_PROFILE:
+        raise UsageError(
+            f"the sizes {profile.as_json()} do not fit the inputs of this graph",
+            where=str(model),
+            fix="Each axis needs min <= opt <= max",
+        )
+
+
+def _names_of_inputs(network: Any, inputs: Inputs, model: Path) -> list[str]:
+    names = []
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        names.append(str(tensor.name))
+    if set(names) != set(inputs.tensors):
+        raise BadInput(
+            f"the graph has the inputs {sorted(names)}, but {sorted(inputs.tensors)} were declared",
+            where=str(model),
+            fix=EXPORT,
+        )
+    return names
+
+
+def _kernels(trt: Any, logger: Any, data: bytes, *, can_load: bool) -> tuple[Kernel, ...]:
+    """From the builder's log; where that lists none and a GPU is present, from the inspector."""
+    kernels = kernels_from_log(messages_of(logger))
+    if kernels or not can_load:
+        return kernels
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        return ()
+    inspector = engine.create_engine_inspector()
+    return kernels_from_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

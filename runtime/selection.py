@@ -1,0 +1,113 @@
+"""Which engine of an artifact to run here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tfc.artifact import Artifact
+from tfc.errors import BackendUnavailable, CheckFailed, UsageError
+from tfc.manifest import Engine
+from tfc.runtime.backends import BACKEND_NAMES, backend
+from tfc.runtime.backends.base import Backend
+
+VERIFIED, FAILED, NOT_RUN = "verified", "failed", "not run"
+# Best first, where several precisions of one backend would do. Narrower types are faster where
+# the hardware computes in them. ONNX Runtime's CPU provider does not in fp16 and bf16: it casts.
+_FASTEST = {"GPU": ("int8", "fp16", "bf16", "fp32"), "CPU": ("int8", "fp32", "bf16", "fp16")}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine of the artifact, what runs it, and what parity says of it.
+
+    `hardware` is what it will run on: ``CPU``, or the name of a GPU.
+    """
+
+    name: str
+    engine: Engine
+    backend: Backend
+    verdict: str
+    hardware: str
+
+
+def choose_engine(artifact: Artifact, name: str | None = None) -> Choice:
+    """The engine called `name`, or the best one that can run here.
+
+    Best is: verified before not verified, then by backend (TensorRT, TensorRT-RTX, ONNX Runtime),
+    then by precision. An engine that failed its parity check is run only when it is named.
+
+    Raises:
+        UsageError: the artifact has no engine of that name.
+        BackendUnavailable: it has no engine that can run here.
+        CheckFailed: those that can run here all failed their parity check.
+    """
+    if name is not None:
+        return _named(artifact, name)
+    able, reasons = _able(artifact)
+    if not able:
+        raise BackendUnavailable(
+            f"no engine of this artifact can run here{': ' if reasons else ''}{'; '.join(reasons)}",
+            where=str(artifact.path),
+            fix=f"Build one on this machine with: tfc build-engine {artifact.path}",
+        )
+    allowed = [choice for choice in able if choice.verdict != FAILED]
+    if not allowed:
+        raise CheckFailed(
+            f"every engine that can run here failed its parity check:"
+            f" {', '.join(choice.name for choice in able)}",
+            where=str(artifact.path),
+            fix="Build one in a higher precision, or name one to run it anyway",
+        )
+    return min(allowed, key=_rank)
+
+
+def verdict_of(artifact: Artifact, name: str) -> str:
+    """What parity says of the engine: `not run` too where it was built again since."""
+    verdict = artifact.manifest.verdicts.get(name)
+    engine = artifact.manifest.engines[name]
+    if verdict is None or verdict.engine_sha256 != artifact.sha256(engine.file):
+        return NOT_RUN
+    return verdict.verdict
+
+
+def _named(artifact: Artifact, name: str) -> Choice:
+    engines = artifact.manifest.engines
+    if name not in engines:
+        names = ", ".join(engines)
+        raise UsageError(
+            f"this artifact has no engine '{name}'",
+            where=str(artifact.path),
+            fix=f"Choose one of: {names}"
+            if names
+            else f"Build one with: tfc build-engine {artifact.path}",
+        )
+    runs_it = backend(engines[name].backend)
+    hardware = runs_it.availability().hardware
+    return Choice(name, engines[name], runs_it, verdict_of(artifact, name), hardware)
+
+
+def _able(artifact: Artifact) -> tuple[list[Choice], list[str]]:
+    """The engines that can run here, and for each other one why it cannot."""
+    able: list[Choice] = []
+    reasons: list[str] = []
+    for name, engine in artifact.manifest.engines.items():
+        if engine.backend not in BACKEND_NAMES:
+            reasons.append(f"{name}: this tfc has no backend '{engine.backend}'")
+            continue
+        choice = _named(artifact, name)
+        found = choice.backend.availability()
+        if found.can_run:
+            able.append(choice)
+        else:
+            reasons.append(f"{name}: {found.why_not_run.partition('. ')[0]}")
+    return able, reasons
+
+
+def _rank(choice: Choice) -> tuple[bool, int, int]:
+    order = _FASTEST["CPU" if choice.hardware == "CPU" else "GPU"]
+    precision = choice.engine.precision
+    return (
+        choice.verdict != VERIFIED,
+        BACKEND_NAMES.index(choice.engine.backend),
+        order.index(precision) if precision in order else len(order),
+    )

@@ -1,0 +1,205 @@
+"""A session: an artifact's engine, loaded, with the text going in and the predictions out.
+
+with Session.load("./artifact") as session:
+    session.predict(["first text", "second text"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy.typing as npt
+
+from tfc.artifact import Artifact
+from tfc.errors import BadInput, UsageError
+from tfc.manifest import Manifest
+from tfc.runtime.backends.base import Runner
+from tfc.runtime.batching import CPU, Limits, default_plan
+from tfc.runtime.cores import usable_cores
+from tfc.runtime.postprocess import Prediction, needs_offsets
+from tfc.runtime.predictor import Outcome, Predictor
+from tfc.runtime.selection import Choice, choose_engine
+from tfc.runtime.tensors import check_tensors, profile_of
+from tfc.runtime.tokenization import Text, TextEncoder, checked_text
+
+# On a GPU batches run one after the other; a second one is padded, or read out, meanwhile.
+GPU_STREAMS = 2
+
+
+class Session:
+    """A loaded engine that a program calls. Safe to call from several threads.
+
+    Attributes:
+        task: what the model does, and its labels (`tfc.manifest.Task`).
+        engine_name: the engine that was chosen, as the manifest calls it.
+        verdict: what parity says of it: ``verified``, ``failed`` or ``not run``.
+        hardware: what it runs on: ``CPU``, or the name of a GPU.
+        signature: the tensors that `run` takes and gives.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        choice: Choice,
+        runner: Runner,
+        encoder: TextEncoder | None,
+        streams: int = 1,
+    ) -> None:
+        self.task = manifest.task
+        self.signature = manifest.signature
+        self.engine_name = choice.name
+        self.verdict = choice.verdict
+        self.hardware = choice.hardware
+        self._profile = profile_of(choice.engine)
+        self._runner: Runner | None = runner
+        self._predictor = (
+            Predictor(self.task, self.signature, self._profile, encoder, streams)
+            if encoder
+            else None
+        )
+
+    @classmethod
+    def load(
+        cls, path: str | Path, engine: str | None = None, threads: int | None = None
+    ) -> Session:
+        """Load an engine of the artifact at `path`.
+
+        Args:
+            path: the artifact's folder.
+            engine: the engine's name; left out, the best one that can run here
+                (`tfc.runtime.selection.choose_engine`).
+            threads: CPU threads; left out, every core that this process may use.
+
+        Raises:
+            BadArtifact: the artifact or the engine is missing or damaged.
+            UsageError: the artifact has no engine of that name.
+            BackendUnavailable: no engine can run here.
+            CheckFailed: every engine that can run here failed its parity check.
+        """
+        if threads is not None and threads < 1:
+            raise UsageError(f"{threads} threads are not possible", fix="Give 1 or more")
+        artifact = Artifact.open(path)
+        choice = choose_engine(artifact, engine)
+        file = artifact.file(choice.engine.file)
+        encoder = _encoder_of(artifact)
+        runner = choice.backend.load(file, threads)
+        streams = GPU_STREAMS if choice.hardware != CPU else threads or usable_cores()
+        return cls(artifact.manifest, choice, runner, encoder, streams)
+
+    def predict(self, texts: Sequence[Text], batch_size: int | None = None) -> list[Prediction]:
+        """One prediction per text, in their order (`tfc.runtime.postprocess` lists the keys).
+
+        Texts are cut at the artifact's `max_length`, and run in batches of similar length.
+
+        Args:
+            texts: texts, or tuples of two texts.
+            batch_size: the most texts to run at once; left out, what is fast on this hardware.
+
+        Raises:
+            BadInput: an item is not a text, or is longer than the engine was built for; the
+                message names its index.
+            CheckFailed: the engine gives values that are not finite numbers.
+        """
+        if isinstance(texts, str):
+            raise BadInput(
+                "predict takes a list of texts, not one text", fix="Call predict([text])"
+            )
+        items = list(texts)
+        for index, item in enumerate(items):
+            checked_text(item, f"item {index}")
+        return list(self.map(items, batch_size=batch_size))
+
+    def map(
+        self,
+        texts: Iterable[Text],
+        *,
+        window: int | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Prediction]:
+        """Predictions of a stream of texts, in its order, holding few of them in memory.
+
+        Args:
+            texts: texts, or tuples of two texts; read by the thread that asks for results.
+            window: how many texts to sort by length together; the next window is read before
+                the results of one are given.
+            batch_size: as in `predict`.
+
+        Raises:
+            BadInput, CheckFailed: as in `predict`, when the item's turn comes.
+        """
+        if isinstance(texts, str):
+            raise BadInput("map takes an iterable of texts", fix="Call map([text])")
+        return _predictions(self.outcomes(texts, window=window, batch_size=batch_size))
+
+    def outcomes(
+        self,
+        items: Iterable[object],
+        *,
+        window: int | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Outcome]:
+        """Like `map`, but an item that cannot be predicted gives an outcome with its error.
+
+        An item that is a `TfcError` already is handed through, so that the caller's own bad rows
+        keep their place.
+        """
+        if self._predictor is None:
+            raise UsageError("this model takes tensors, not text", fix="Call Session.run")
+        plan = default_plan(self.hardware)
+        limits = plan.limits if batch_size is None else Limits(batch_size)
+        size = plan.window if window is None else window
+        return self._predictor.outcomes(self._loaded(), items, size, limits)
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run one batch of tensors: arrays by input name → arrays by output name.
+
+        Raises:
+            BadInput: a name, type or shape does not fit the signature or the engine's profile.
+        """
+        runner = self._loaded()
+        check_tensors(self.signature, self._profile, inputs)
+        return runner.run(inputs)
+
+    def close(self) -> None:
+        """Give back what the engine holds. Safe to call twice."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _loaded(self) -> Runner:
+        if self._runner is None:
+            raise UsageError("this session was closed", fix="Load it again with Session.load")
+        return self._runner
+
+
+def _encoder_of(artifact: Artifact) -> TextEncoder | None:
+    manifest = artifact.manifest
+    if manifest.preprocess is None:
+        return None
+    return TextEncoder(
+        artifact.file(manifest.preprocess.tokenizer),
+        manifest.preprocess,
+        [spec.name for spec in manifest.signature.inputs],
+        offsets=needs_offsets(manifest.task),
+    )
+
+
+def _predictions(outcomes: Iterator[Outcome]) -> Iterator[Prediction]:
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+        yield outcome.prediction

@@ -1,0 +1,83 @@
+"""Checks of the arrays that a caller gives, against the artifact's signature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfc.errors import BadInput
+from tfc.manifest import Engine, Signature, TensorSpec
+from tfc.runtime.backends.base import Profile, Range
+
+# An axis that the engine's profile does not name has no limit: a size that no array reaches.
+_ANY = Range(1, 1, 1 << 31)
+
+
+def profile_of(engine: Engine) -> Profile:
+    """The sizes that the engine was built for."""
+    sizes = {axis: Range(*values) for axis, values in engine.profile.items()}
+    return Profile(sizes.get("batch", _ANY), sizes.get("sequence", _ANY))
+
+
+def check_tensors(
+    signature: Signature, profile: Profile, arrays: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Refuse arrays that the engine cannot take: names, types, ranks and sizes.
+
+    Raises:
+        BadInput: the first thing that does not fit, and what would.
+    """
+    expected = {spec.name: spec for spec in signature.inputs}
+    _check_names(set(expected), set(arrays))
+    sizes: dict[str, int] = {}
+    for name, spec in expected.items():
+        array = arrays[name]
+        _check_type(spec, array)
+        for axis, size in zip(spec.shape, array.shape, strict=True):
+            _check_size(spec, profile, axis, size)
+            if isinstance(axis, str) and sizes.setdefault(axis, size) != size:
+                raise BadInput(
+                    f"the inputs disagree on '{axis}': {sizes[axis]}, and {size} in '{name}'",
+                    fix="Pad all inputs of one batch to the same shape",
+                )
+
+
+def _check_names(expected: set[str], given: set[str]) -> None:
+    if expected == given:
+        return
+    missing, extra = sorted(expected - given), sorted(given - expected)
+    problem = f"the input '{missing[0]}' is missing" if missing else f"there is no '{extra[0]}'"
+    raise BadInput(problem, fix=f"Give exactly these inputs: {', '.join(sorted(expected))}")
+
+
+def _check_type(spec: TensorSpec, array: Any) -> None:
+    if not isinstance(array, np.ndarray):
+        raise BadInput(
+            f"the input '{spec.name}' is a {type(array).__name__}, not a numpy array",
+            fix=f"Convert it with np.asarray(value, '{spec.dtype}')",
+        )
+    if array.dtype != np.dtype(spec.dtype):
+        raise BadInput(
+            f"the input '{spec.name}' is of type {array.dtype}; this engine takes {spec.dtype}",
+            fix=f"Convert it with .astype('{spec.dtype}')",
+        )
+    if array.ndim != len(spec.shape):
+        raise BadInput(
+            f"the input '{spec.name}' has {array.ndim} axes; this engine takes {len(spec.shape)}",
+            fix=f"Give it the shape [{', '.join(str(axis) for axis in spec.shape)}]",
+        )
+
+
+def _check_size(spec: TensorSpec, profile: Profile, axis: int | str, size: int) -> None:
+    if isinstance(axis, str) and axis not in ("batch", "sequence"):
+        return
+    allowed = profile.of_axis(axis)
+    if not allowed.min <= size <= allowed.max:
+        raise BadInput(
+            f"axis '{axis}' of the input '{spec.name}' has size {size}; this engine was built for"
+            f" {allowed.min} to {allowed.max}",
+            fix="Give other sizes, or build the engine for these with: tfc build-engine",
+        )

@@ -1,0 +1,103 @@
+"""`tfc build-engine`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from tfc.cli.console import facts, human_bytes, human_seconds, out, progress
+from tfc.cli.options import SizeRange, allow_missed_option, artifact_argument
+
+
+@click.command("build-engine")
+@artifact_argument
+@click.option("--fp16", is_flag=True, help="Half precision.  [default: fp32]")
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]),
+    default="auto",
+    show_default=True,
+    help="What builds the engine; auto takes the best that can run here.",
+)
+@click.option("--batch", type=SizeRange(), help="Batch sizes to build for.  [default: 1:32:256]")
+@click.option(
+    "--seq",
+    "sequence",
+    type=SizeRange(),
+    help="Lengths in tokens to build for.  [default: 1:128:longest text]",
+)
+@allow_missed_option
+def command(
+    artifact: str,
+    fp16: bool,
+    backend: str,
+    batch: tuple[int, int, int] | None,
+    sequence: tuple[int, int, int] | None,
+    allow_missed: bool,
+) -> None:
+    """Compile the graph into an engine.
+
+    The graph is optimized for the backend first, where that was not done yet. TensorRT-RTX builds
+    ahead of time, without a GPU; such an engine is recorded as built and not run. What TensorRT
+    compiled is audited: every attention block and every add+LayerNorm must be in a fused kernel.
+    """
+    from tfc.artifact import Artifact
+    from tfc.steps.build import build_engine
+
+    opened = Artifact.open(artifact)
+    begun = time.perf_counter()
+    with progress("building") as report:
+        result = build_engine(
+            opened,
+            precision="fp16" if fp16 else "fp32",
+            backend=backend,
+            batch=batch,
+            sequence=sequence,
+            allow_missed=allow_missed,
+            on_progress=lambda what, done, total: report(done, total, what),
+        )
+    engine = result.engine
+    size = opened.manifest.files[engine.file].bytes
+    rows = {
+        "backend": result.why,
+        "file": f"{engine.file}, {human_bytes(size)}",
+        "runs on": engine.hardware,
+        "state": f"{engine.state} here: {engine.state_reason}".rstrip(": "),
+        "profile": ", ".join(
+            f"{axis} {':'.join(map(str, sizes))}" for axis, sizes in engine.profile.items()
+        ),
+        "fusions": _fusions(opened.manifest, result.engine.backend),
+    }
+    if engine.audit:
+        rows["kernels"] = kernel_summary(engine.audit)
+    for number, note in enumerate(result.notes):
+        rows["note" + " " * number] = note
+    title = (
+        f"Engine {result.name} is up to date"
+        if result.skipped
+        else f"Built engine {result.name} in {human_seconds(time.perf_counter() - begun)}"
+    )
+    out.print(facts(title, rows))
+
+
+def kernel_summary(audit: dict[str, Any]) -> str:
+    """The audit in one line."""
+    wanted = audit.get("wanted", {})
+    norms = audit["fused_add_layernorm"] + audit.get("split_add_layernorm", 0)
+    norms += audit.get("gemm_residual_add", 0)
+    split = audit.get("split_add_layernorm", 0)
+    return (
+        f"{audit['kernels']} compiled; fused attention "
+        f"{audit['fused_attention']}/{wanted.get('fused_attention', 0)}, add+LayerNorm "
+        f"{norms}/{wanted.get('fused_add_layernorm', 0)}"
+        + (f" ({split} of them shares a kernel with what follows it)" if split else "")
+    )
+
+
+def _fusions(manifest: Any, backend: str) -> str:
+    from tfc.cli.optimize import fusion_summary
+
+    target = "onnxruntime" if backend == "onnxruntime" else "tensorrt"
+    return fusion_summary(manifest.step(f"optimize:{target}").result)

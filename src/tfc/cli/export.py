@@ -1,0 +1,93 @@
+"""`tfc export`."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from tfc.cli.console import err, facts, human_bytes, human_count, human_seconds, out
+
+
+@click.command("export")
+@click.argument("checkpoint")
+@click.option("-o", "--output", required=True, metavar="ARTIFACT", help="The folder to create.")
+@click.option(
+    "--task",
+    metavar="TASK",
+    help="text-classification, token-classification or feature-extraction.  "
+    "[default: told by the checkpoint's architecture]",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=2),
+    help="Longest text in tokens, below the model's own limit.",
+)
+@click.option("--revision", help="Branch, tag or commit of a hub model.")
+@click.option("--overwrite", is_flag=True, help="Replace an artifact that is there already.")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run the Python code that comes with the checkpoint."
+)
+@click.option(
+    "--allow-pickle", is_flag=True, help="Read weights that are pickles. A pickle can run code."
+)
+def command(
+    checkpoint: str,
+    output: str,
+    task: str | None,
+    max_length: int | None,
+    revision: str | None,
+    overwrite: bool,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> None:
+    """Turn a checkpoint into an artifact.
+
+    CHECKPOINT is a folder that save_pretrained() or sentence-transformers wrote, or the id of a
+    model on the Hugging Face hub. The graph is compared with the checkpoint at once, on varied
+    text and with every kind of padding; if they differ, nothing is written.
+    """
+    from tfc.steps.export import export
+
+    begun = time.perf_counter()
+    with err.status("exporting") as status:
+        result = export(
+            checkpoint,
+            output,
+            task=task,
+            max_length=max_length,
+            revision=revision,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            on_stage=status.update,
+        )
+    manifest = result.artifact.manifest
+    if result.skipped:
+        out.print(f"{output} is up to date: same checkpoint, options and versions")
+        return
+    parity = manifest.steps[0].result["parity"]
+    rows = {
+        "checkpoint": f"{manifest.checkpoint.architecture}, "
+        f"{human_count(manifest.checkpoint.parameters)} parameters",
+        "task": manifest.task.name,
+    }
+    if manifest.task.labels:
+        rows["labels"] = f"{len(manifest.task.labels)}: {_shortened(manifest.task.labels)}"
+    if manifest.task.pooling:
+        normalized = ", normalised" if manifest.task.normalize else ""
+        rows["pooling"] = f"{manifest.task.pooling}{normalized}"
+    rows["inputs"] = ", ".join(spec.name for spec in manifest.signature.inputs)
+    output_spec = manifest.signature.outputs[0]
+    rows["output"] = f"{output_spec.name} [{', '.join(map(str, output_spec.shape))}]"
+    rows["parity"] = (
+        f"largest difference {parity['max_abs']:.1e} on values up to {parity['scale']:.3g} "
+        f"({parity['tolerance']:.0e} of that is allowed)"
+    )
+    rows["size"] = human_bytes(sum(record.bytes for record in manifest.files.values()))
+    out.print(facts(f"Exported to {output} in {human_seconds(time.perf_counter() - begun)}", rows))
+
+
+def _shortened(labels: list[str]) -> str:
+    shown = ", ".join(labels[:4])
+    return f"{shown}, …" if len(labels) > 4 else shown

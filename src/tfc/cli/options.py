@@ -1,0 +1,98 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+class SizeRange(click.ParamType[tuple[int, int, int]]):
+    """`MIN:OPT:MAX`, or one size for all three."""
+
+    name = "min:opt:max"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int, int]:
+        """Three positive integers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            sizes = [int(part) for part in str(value).split(":")]
+        except ValueError:
+            self.fail(f"'{value}' is not MIN:OPT:MAX, e.g. 1:32:256", param, ctx)
+        if len(sizes) == 1:
+            sizes *= 3
+        if len(sizes) != 3:
+            self.fail(f"'{value}' is not MIN:OPT:MAX, e.g. 1:32:256", param, ctx)
+        return sizes[0], sizes[1], sizes[2]
+
+
+class SizeList(click.ParamType[tuple[int, ...]]):
+    """`A,B,C`: a list of sizes."""
+
+    name = "sizes"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """One or more positive integers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            sizes = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a list of sizes, e.g. 1,8,32", param, ctx)
+        if min(sizes) < 1:
+            self.fail("a size must be at least 1", param, ctx)
+        return sizes
+
+
+def artifact_argument(function: Command) -> Command:
+    """The artifact that the command works on."""
+    return click.argument("artifact", metavar="ARTIFACT")(function)
+
+
+def engine_option(function: Command) -> Command:
+    """Which engines; may be given several times."""
+    return click.option(
+        "--engine",
+        "engines",
+        multiple=True,
+        metavar="NAME",
+        help="An engine of the artifact; may be repeated.  [default: all]",
+    )(function)
+
+
+def checkpoint_options(function: Command) -> Command:
+    """Where the checkpoint is, and what it may do."""
+    for decorate in (
+        click.option(
+            "--allow-pickle",
+            is_flag=True,
+            help="Read weights that are pickles. A pickle can run code.",
+        ),
+        click.option(
+            "--trust-remote-code",
+            is_flag=True,
+            help="Run the Python code that comes with the checkpoint.",
+        ),
+        click.option(
+            "--checkpoint",
+            metavar="CHECKPOINT",
+            help="Where the checkpoint is now, if it moved since export.",
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
+def allow_missed_option(function: Command) -> Command:
+    """Go on although the fusion contract does not hold."""
+    return click.option("--allow-missed", is_flag=True, help="Go on although a fusion was missed.")(
+        function
+    )

@@ -1,0 +1,66 @@
+"""`tfc run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tfc.cli.console import err, human_count, human_seconds, out, progress
+from tfc.cli.options import artifact_argument
+
+
+@click.command("run")
+@artifact_argument
+@click.argument("input", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="JSON lines to write."
+)
+@click.option("--engine", metavar="NAME", help="The engine.  [default: the best that runs here]")
+@click.option("--text-column", default="text", show_default=True, help="The field with the text.")
+@click.option("--pair-column", help="The field with the second text, for pairs.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
+@click.option("--limit", type=click.IntRange(min=1), help="Run the first so many rows only.")
+def command(
+    artifact: str,
+    input: Path,
+    output: Path,
+    engine: str | None,
+    text_column: str,
+    pair_column: str | None,
+    threads: int | None,
+    limit: int | None,
+) -> None:
+    """Run a batch job: JSON lines in, the same rows with a prediction out.
+
+    INPUT has one JSON object per line. Rows keep their order and their fields. A row that cannot
+    be used goes, with its line number and the reason, to OUTPUT.errors.jsonl.
+    """
+    from tfc.runtime import Session
+    from tfc.runtime.jobs import run_job
+
+    with Session.load(artifact, engine=engine, threads=threads) as session:
+        if session.verdict != "verified":
+            err.print(
+                f"tfc: warning: engine {session.engine_name} is not verified "
+                f"(parity: {session.verdict}). Check it with: tfc verify {artifact}"
+            )
+        with progress("running") as report:
+            summary = run_job(
+                session,
+                input,
+                output,
+                text_column=text_column,
+                pair_column=pair_column,
+                on_progress=report,
+                limit=limit,
+            )
+    out.print(
+        f"{summary.rows} rows in {human_seconds(summary.seconds)} with {session.engine_name}: "
+        f"{summary.rows_per_second:.0f} rows/s, "
+        f"{human_count(round(summary.tokens_per_second))} tokens/s, "
+        f"{summary.padding_waste:.1%} padding"
+    )
+    out.print(f"written to {summary.output}")
+    if summary.errors is not None:
+        out.print(f"{summary.bad_rows} bad rows left out, each with its reason: {summary.errors}")

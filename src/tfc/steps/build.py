@@ -1,0 +1,244 @@
+"""`tfc build-engine`: the optimized graph becomes an engine of a backend."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfc.artifact import Artifact
+from tfc.errors import ContractNotReached, UsageError
+from tfc.manifest import Engine, Step
+from tfc.runtime.backends import backend as backend_of
+from tfc.runtime.backends import backends, choose_backend
+from tfc.runtime.backends.base import Availability, Backend, Built, Inputs, Profile, Range
+from tfc.steps.optimize import optimize, step_name
+from tfc.steps.precision import convert
+from tfc.steps.record import OnProgress, no_progress
+
+AUTO = "auto"
+RUNNABLE = "runnable"
+NOT_RUN = "built, not run"
+_CPU = "CPU"
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """The engine, why its backend was chosen, and what is worth saying about the build."""
+
+    artifact: Artifact
+    name: str
+    engine: Engine
+    why: str
+    notes: tuple[str, ...]
+    skipped: bool
+
+
+def engine_name(backend: str, precision: str) -> str:
+    """How the engine is called in the artifact and on the command line."""
+    return f"{backend}-{precision}"
+
+
+def build_engine(
+    artifact: Artifact,
+    *,
+    precision: str = "fp32",
+    backend: str = AUTO,
+    batch: tuple[int, int, int] | None = None,
+    sequence: tuple[int, int, int] | None = None,
+    allow_missed: bool = False,
+    on_progress: OnProgress = no_progress,
+) -> BuildResult:
+    """Build an engine; the graph is optimized and converted first where that was not done yet.
+
+    Args:
+        artifact: an exported artifact.
+        precision: `fp32` or `fp16`.
+        backend: `tensorrt`, `tensorrt-rtx`, `onnxruntime`, or `auto` for the best that runs here.
+        batch: smallest, best and largest batch size.
+        sequence: smallest, best and largest length in tokens.
+        allow_missed: build although a fusion was missed.
+        on_progress: called with what is under way.
+
+    Raises:
+        BackendUnavailable: the backend cannot build here.
+        ContractNotReached: a fusion was missed, or the compiled kernels are not fused.
+        UsageError: the ranges are not in order, or beyond what the model takes.
+    """
+    chosen, why = _choose(backend, precision)
+    available = chosen.availability()
+    profile = profile_of(artifact, batch, sequence)
+    optimize(artifact, chosen.target, allow_missed=allow_missed, on_progress=on_progress)
+    on_progress("setting the precision", 0, 1)
+    weights_only = chosen.target == "onnxruntime" and available.hardware == _CPU
+    model = convert(artifact, chosen.target, precision, weights_only=weights_only)
+    name = engine_name(chosen.name, precision)
+    notes = _notes(precision, weights_only)
+    step = Step(
+        name=f"build-engine:{name}",
+        options={"profile": profile.as_json(), "allow_missed": allow_missed},
+        inputs={model: artifact.sha256(model)},
+        outputs=[f"engines/{name}/{_file_name(chosen)}"],
+        versions={chosen.name: available.version, "hardware": available.hardware},
+        seconds=0.0,
+    )
+    if artifact.up_to_date(step) is not None and name in artifact.manifest.engines:
+        engine = artifact.manifest.engines[name]
+        return BuildResult(artifact, name, engine, why, notes, skipped=True)
+    on_progress(f"building with {chosen.name}", 0, 1)
+    engine, more = _build(artifact, chosen, available, step, profile, precision)
+    return BuildResult(artifact, name, engine, why, notes + more, skipped=False)
+
+
+def profile_of(
+    artifact: Artifact,
+    batch: tuple[int, int, int] | None,
+    sequence: tuple[int, int, int] | None,
+) -> Profile:
+    """The asked ranges, or the defaults, within the length that the model takes.
+
+    Raises:
+        UsageError: a range is not min ≤ opt ≤ max, or is longer than the model takes.
+    """
+    default = Profile()
+    preprocess = artifact.manifest.preprocess
+    limit = preprocess.max_length if preprocess is not None else default.sequence.max
+    longest = Range(1, min(default.sequence.opt, limit), limit)
+    chosen = Profile(
+        batch=Range(*batch) if batch else default.batch,
+        sequence=Range(*sequence) if sequence else longest,
+    )
+    for axis, sizes in (("batch", chosen.batch), ("seq", chosen.sequence)):
+        if not 1 <= sizes.min <= sizes.opt <= sizes.max:
+            raise UsageError(
+                f"--{axis} {sizes.min}:{sizes.opt}:{sizes.max} is not in order",
+                fix=f"Give the smallest, best and largest size, e.g. --{axis} 1:32:256",
+            )
+    if chosen.sequence.max > limit:
+        raise UsageError(
+            f"--seq goes up to {chosen.sequence.max} tokens, and this artifact takes {limit}",
+            fix=f"Give at most {limit}",
+        )
+    return chosen
+
+
+def _choose(asked: str, precision: str) -> tuple[Backend, str]:
+    if asked == AUTO:
+        return choose_backend(precision)
+    chosen = backend_of(asked)
+    found = chosen.availability()
+    if not found.can_build:
+        from tfc.errors import BackendUnavailable
+
+        raise BackendUnavailable(
+            f"{asked} cannot build engines here: {found.why_not_build}",
+            fix="See what this machine can build and run with: tfc doctor",
+        )
+    return chosen, f"{asked}: as asked"
+
+
+def _build(
+    artifact: Artifact,
+    chosen: Backend,
+    available: Availability,
+    step: Step,
+    profile: Profile,
+    precision: str,
+) -> tuple[Engine, tuple[str, ...]]:
+    begun = time.perf_counter()
+    (model,), (file,) = step.inputs, step.outputs
+    inputs = Inputs(
+        {spec.name: (spec.dtype, tuple(spec.shape)) for spec in artifact.manifest.signature.inputs}
+    )
+    with artifact.change() as change:
+        built = chosen.build(artifact.file(model), change.path(file), inputs, profile)
+        audit, notes = _audit(artifact, chosen, built, precision, step.options["allow_missed"])
+        state, reason = _try_loading(chosen, available, change.path(file))
+        engine = Engine(
+            backend=chosen.name,
+            precision=precision,
+            file=file,
+            state=state,
+            state_reason=reason,
+            profile=profile.as_json(),
+            versions=dict(built.versions),
+            hardware=built.hardware,
+            audit=audit,
+        )
+        seconds = time.perf_counter() - begun
+        change.record(dataclasses.replace(step, seconds=seconds, result={"audit": audit}))
+        name = engine_name(chosen.name, precision)
+        verdicts = {k: v for k, v in change.manifest.verdicts.items() if k != name}
+        change.manifest = dataclasses.replace(
+            change.manifest,
+            engines={**change.manifest.engines, name: engine},
+            verdicts=verdicts,
+        )
+    return engine, (*built.notes, *notes)
+
+
+def _try_loading(chosen: Backend, available: Availability, file: Path) -> tuple[str, str]:
+    """Whether the engine runs here; one that was built for elsewhere is said to be just that."""
+    if not available.can_run:
+        return NOT_RUN, available.why_not_run
+    chosen.load(file).close()
+    return RUNNABLE, ""
+
+
+def _audit(
+    artifact: Artifact, chosen: Backend, built: Built, precision: str, allow_missed: bool
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Compare the compiled kernels with the fusions of the graph.
+
+    Raises:
+        ContractNotReached: an attention block or add+LayerNorm site has no fused kernel.
+    """
+    if not built.kernels:
+        return {}, ()
+    from tfc.runtime.backends.kernels import audit_of_kernels
+
+    audit = audit_of_kernels(built.kernels)
+    step = artifact.manifest.step(step_name(chosen.target))
+    fusions = step.result["fusions"] if step is not None else {}
+    wanted = {
+        "fused_attention": fusions.get("attention", {}).get("found", 0),
+        "fused_add_layernorm": fusions.get("add_layernorm", {}).get("found", 0),
+    }
+    reached = {
+        "fused_attention": audit.fused_attention,
+        "fused_add_layernorm": audit.fused_add_layernorm
+        + audit.split_add_layernorm
+        + audit.gemm_residual_add,
+    }
+    short = [
+        f"{key.replace('_', ' ')} kernels {reached[key]}/{number}"
+        for key, number in wanted.items()
+        if reached[key] < number
+    ]
+    if short and not allow_missed and precision != "fp32":
+        raise ContractNotReached(
+            f"the compiled engine is not fused as the graph is: {', '.join(short)}",
+            fix="Pass --allow-missed to keep this engine",
+        )
+    return {**dataclasses.asdict(audit), "wanted": wanted}, tuple(short)
+
+
+def _file_name(chosen: Backend) -> str:
+    return "model.onnx" if chosen.target == "onnxruntime" else "model.plan"
+
+
+def _notes(precision: str, weights_only: bool) -> tuple[str, ...]:
+    if precision == "fp32" or not weights_only:
+        return ()
+    return (
+        "the CPU has no half-precision kernels here: weights are stored in fp16, "
+        "arithmetic stays in fp32",
+    )
+
+
+def buildable_elsewhere() -> list[str]:
+    """Backends that could build here although they cannot run here."""
+    found = [b.availability() for b in backends().values()]
+    return [a.name for a in found if a.can_build and not a.can_run]

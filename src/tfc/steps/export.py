@@ -1,0 +1,164 @@
+"""`tfc export`: a checkpoint becomes an artifact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfc.artifact import MANIFEST, Artifact, new_manifest_files
+from tfc.errors import TfcError, UsageError, require
+from tfc.files import staged_folder
+from tfc.manifest import Manifest, Step, manifest_to_json
+from tfc.steps.record import onnxruntime_version, versions_of
+
+if TYPE_CHECKING:
+    from tfc.exporter import Exported
+    from tfc.exporter.source import Source
+
+NAME = "export"
+_PACKAGES = ("torch", "transformers", "onnx", "onnxscript")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The artifact, and whether it was there already with nothing to change."""
+
+    artifact: Artifact
+    skipped: bool
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    task: str | None = None,
+    max_length: int | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    on_stage: Callable[[str], None] = lambda what: None,
+) -> ExportResult:
+    """Export a checkpoint to ONNX and check at once that the graph says the same.
+
+    Args:
+        checkpoint: the folder of a Hugging Face or sentence-transformers checkpoint, or a hub id.
+        output: the folder to create.
+        task: the task, if the checkpoint's architecture does not tell it.
+        max_length: a limit in tokens on the length of a text, below the model's own.
+        revision: the revision of a hub model.
+        overwrite: replace an artifact that is there already.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        allow_pickle: read weights that are pickles.
+        on_stage: called with a few words whenever a stage begins.
+
+    Raises:
+        MissingPackage: torch, transformers or onnx is not installed.
+        BadCheckpoint: the checkpoint is missing, incomplete or of a kind that tfc does not take.
+        CheckFailed: the exported graph does not say what the checkpoint says.
+        UsageError: `output` holds something else.
+    """
+    for package in ("torch", "transformers", "onnx", "onnxscript"):
+        require(package, "compile")
+    from tfc.exporter.source import source_from_checkpoint
+
+    target = Path(output)
+    source = source_from_checkpoint(
+        str(checkpoint),
+        revision=revision,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    step = Step(
+        name=NAME,
+        options={"task": task, "max_length": max_length},
+        inputs={"checkpoint": source.sha256},
+        outputs=[],
+        versions={**versions_of(*_PACKAGES), **onnxruntime_version()},
+        seconds=0.0,
+    )
+    existing = _existing(target, step, overwrite)
+    if existing is not None:
+        return ExportResult(existing, skipped=True)
+    permissions = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    _write(source, target, step, permissions, on_stage)
+    return ExportResult(Artifact.open(target), skipped=False)
+
+
+def _existing(target: Path, step: Step, overwrite: bool) -> Artifact | None:
+    """The artifact that is already there and up to date; None if one is to be written."""
+    if not target.exists():
+        return None
+    if target.is_dir() and not any(target.iterdir()):
+        return None
+    try:
+        artifact = Artifact.open(target)
+    except TfcError as error:
+        if (target / MANIFEST).is_file() and overwrite:
+            return None
+        if (target / MANIFEST).is_file():
+            raise
+        raise UsageError(
+            "this exists already and is not an artifact",
+            where=str(target),
+            fix="Choose another folder for -o",
+        ) from error
+    if artifact.up_to_date(step) is not None:
+        return artifact
+    if overwrite:
+        return None
+    raise UsageError(
+        "there is an artifact here already, made from another checkpoint or with other options",
+        where=str(target),
+        fix="Choose another folder for -o, or replace it with --overwrite",
+    )
+
+
+def _write(
+    source: Source,
+    target: Path,
+    step: Step,
+    permissions: dict[str, bool],
+    on_stage: Callable[[str], None],
+) -> None:
+    from tfc.exporter import export_checkpoint
+
+    begun = time.perf_counter()
+    with staged_folder(target) as folder:
+        exported = export_checkpoint(
+            source,
+            folder,
+            task=step.options["task"],
+            max_length=step.options["max_length"],
+            on_stage=on_stage,
+            **permissions,
+        )
+        manifest = _manifest(exported, folder, step, time.perf_counter() - begun)
+        (folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
+
+
+def _manifest(exported: Exported, folder: Path, step: Step, seconds: float) -> Manifest:
+    files = new_manifest_files(folder)
+    result: dict[str, Any] = {"parity": exported.parity.as_json()}
+    done = Step(
+        name=step.name,
+        options=step.options,
+        inputs=step.inputs,
+        outputs=sorted(files),
+        versions=step.versions,
+        seconds=seconds,
+        result=result,
+    )
+    return Manifest(
+        tfc=step.versions["tfc"],
+        checkpoint=exported.checkpoint,
+        task=exported.task,
+        signature=exported.signature,
+        preprocess=exported.preprocess,
+        fusion_sites=exported.fusion_sites,
+        files=files,
+        steps=[done],
+    )

@@ -1,0 +1,84 @@
+"""The optimized graph of a target in another precision, checked against fp32."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+from tfc.artifact import Artifact
+from tfc.errors import ContractNotReached, UsageError
+from tfc.manifest import Step
+from tfc.steps.optimize import optimized_file
+from tfc.steps.record import onnxruntime_version, probe_feeds, versions_of
+
+PRECISIONS = ("fp32", "fp16")
+# Half precision keeps 11 bits; over a deep encoder its rounding adds up to a few 1e-3 of the
+# output's scale (MiniLM: 3e-4). Ten times that is a broken graph, not rounding. Whether an engine
+# is good enough is decided by `tfc verify`, not here.
+_BROKEN = 0.05
+
+
+def convert(artifact: Artifact, target: str, precision: str, *, weights_only: bool) -> str:
+    """Write the optimized graph of `target` in `precision`; returns its file's name.
+
+    With `weights_only` the matrices are stored in half and the arithmetic stays in fp32: that is
+    for ONNX Runtime's CPU provider, which has no half-precision products.
+
+    Raises:
+        UsageError: there is no such precision.
+        ContractNotReached: the converted graph overflows, or is far from the fp32 one.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(
+            f"there is no precision '{precision}'", fix=f"Choose {' or '.join(PRECISIONS)}"
+        )
+    source = optimized_file(target)
+    if precision == "fp32":
+        return source
+    output = optimized_file(target, f"{precision}-weights" if weights_only else precision)
+    step = Step(
+        name=f"precision:{output}",
+        options={"precision": precision, "weights_only": weights_only},
+        inputs={source: artifact.sha256(source)},
+        outputs=[output],
+        versions={**versions_of("onnx-ir"), **onnxruntime_version()},
+        seconds=0.0,
+    )
+    if artifact.up_to_date(step) is None:
+        _run(artifact, step, weights_only)
+    return output
+
+
+def _run(artifact: Artifact, step: Step, weights_only: bool) -> None:
+    import onnx_ir as ir
+
+    from tfc.optimizers.executor import outputs_of, relative_difference
+    from tfc.optimizers.precision.half import half_from_fp32
+    from tfc.optimizers.precision.half_weights import half_weights_from_fp32
+
+    begun = time.perf_counter()
+    (source,) = step.inputs
+    model = ir.load(artifact.file(source))
+    result: dict[str, Any]
+    if weights_only:
+        converted, stored = half_weights_from_fp32(model)
+        result = {"arithmetic": "fp32", "matrices_in_half": stored}
+    else:
+        converted, report = half_from_fp32(model)
+        result = {"arithmetic": "fp16", "half": report.half, "fp32": report.fp32,
+                  "kept": list(report.kept)}  # fmt: skip
+    feeds = probe_feeds(artifact)
+    difference = relative_difference(outputs_of(model, feeds), outputs_of(converted, feeds))
+    if not difference <= _BROKEN:
+        raise ContractNotReached(
+            f"the fp16 graph is off by {difference:.3g} of the output's scale: "
+            "something in this model overflows or loses in half precision",
+            where=str(artifact.path),
+            fix="Build in fp32: leave --fp16 out",
+        )
+    result["difference"] = difference
+    with artifact.change() as change:
+        ir.save(converted, change.path(step.outputs[0]))
+        seconds = time.perf_counter() - begun
+        change.record(dataclasses.replace(step, seconds=seconds, result=result))

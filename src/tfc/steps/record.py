@@ -1,0 +1,78 @@
+"""What the steps share: versions, the options of a step, the inputs that passes are judged on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfc.artifact import SAMPLES, Artifact
+
+# Called with (what is under way, done, total).
+OnProgress = Callable[[str, int, int], None]
+Feed = dict[str, npt.NDArray[Any]]
+
+# Graph passes are judged on this many texts and tokens each, which keeps a large model quick.
+_PROBE_TEXTS = 6
+_PROBE_TOKENS = 48
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Report to nobody."""
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """The installed versions of these packages, and of tfc."""
+    found = {}
+    for package in ("tfc", *packages):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def onnxruntime_version() -> dict[str, str]:
+    """The version of ONNX Runtime under whichever name it is installed."""
+    found = versions_of("onnxruntime-gpu", "onnxruntime")
+    return {name: version for name, version in found.items() if name != "tfc"}
+
+
+def sample_texts(artifact: Artifact) -> list[str]:
+    """The texts that export kept."""
+    lines = artifact.file(SAMPLES).read_text(encoding="utf-8").splitlines()
+    return [str(json.loads(line)["text"]) for line in lines]
+
+
+def probe_feeds(artifact: Artifact) -> list[Feed]:
+    """Model inputs from real text: padded right, left, with holes; a full row; a single token."""
+    from tfc.runtime.tokenization import TextEncoder
+
+    manifest = artifact.manifest
+    assert manifest.preprocess is not None
+    names = [spec.name for spec in manifest.signature.inputs]
+    encoder = TextEncoder(artifact.file(manifest.preprocess.tokenizer), manifest.preprocess, names)
+    texts = [text for text in sample_texts(artifact) if text][:_PROBE_TEXTS]
+    right = encoder.pad(encoder.encode(texts))
+    right = {name: array[:, :_PROBE_TOKENS] for name, array in right.items()}
+    full = {name: array[:1, :8] for name, array in right.items()}
+    single = {name: array[:1, :1] for name, array in right.items()}
+    return [right, _rolled_left(right), _with_holes(right), full, single]
+
+
+def _rolled_left(feed: Feed) -> Feed:
+    """The same rows with their padding on the left."""
+    mask = feed["attention_mask"]
+    width = mask.shape[1]
+    order = (np.arange(width)[None, :] + mask.sum(axis=1)[:, None]) % width
+    return {name: np.take_along_axis(array, order, axis=1) for name, array in feed.items()}
+
+
+def _with_holes(feed: Feed) -> Feed:
+    mask = feed["attention_mask"].copy()
+    mask[:, 2::3] = 0
+    return {**feed, "attention_mask": mask}

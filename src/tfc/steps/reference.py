@@ -1,0 +1,95 @@
+"""PyTorch as the reference: the checkpoint behind the artifact, run on the same tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfc.artifact import Artifact
+from tfc.errors import BadCheckpoint, require
+from tfc.steps.record import Feed
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A loaded checkpoint; call it with the graph's inputs."""
+
+    module: Any
+    output: str
+
+    def __call__(self, feed: Feed) -> npt.NDArray[Any]:
+        """The one output for one batch, as float32."""
+        import torch
+
+        with torch.inference_mode():
+            tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in feed.values()]
+            return np.asarray(self.module(*tensors).float().numpy())
+
+    def in_precision(self, precision: str) -> Reference:
+        """The same model computing in `fp16` or `bf16`: the noise floor of that precision."""
+        import copy
+
+        import torch
+
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+        return Reference(copy.deepcopy(self.module).to(dtype), self.output)
+
+
+def reference_from_artifact(
+    artifact: Artifact,
+    *,
+    checkpoint: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Reference:
+    """Load the checkpoint that the artifact was exported from, with the same head.
+
+    Args:
+        artifact: the artifact.
+        checkpoint: where the checkpoint is now, if it was moved since export.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        allow_pickle: read weights that are pickles.
+
+    Raises:
+        MissingPackage: torch or transformers is not installed.
+        BadCheckpoint: it is not there any more, or it is not the one that was exported.
+    """
+    require("torch", "compile")
+    require("transformers", "compile")
+    from tfc.exporter.loading import model_from_source, wrapped
+    from tfc.exporter.sentence_embedding import EmbeddingHead
+    from tfc.exporter.source import source_from_checkpoint
+    from tfc.exporter.tasks import task_of
+
+    manifest = artifact.manifest
+    given = checkpoint or manifest.checkpoint.source
+    try:
+        source = source_from_checkpoint(
+            given,
+            revision=manifest.checkpoint.revision,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )
+    except BadCheckpoint as error:
+        if checkpoint is not None:
+            raise
+        raise BadCheckpoint(
+            f"the checkpoint that this artifact was exported from cannot be read ({error.what})",
+            where=given,
+            fix="Say where it is with --checkpoint",
+        ) from error
+    if source.sha256 != manifest.checkpoint.sha256:
+        raise BadCheckpoint(
+            "this is not the checkpoint that the artifact was exported from: its files differ",
+            where=given,
+            fix="Give the one that was exported with --checkpoint, or export this one anew",
+        )
+    spec = task_of(source, manifest.task.name)
+    model = model_from_source(
+        source, spec, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
+    head = EmbeddingHead(manifest.task.pooling or "none", manifest.task.normalize)
+    return Reference(wrapped(model, spec, head), manifest.signature.outputs[0].name)

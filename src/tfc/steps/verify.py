@@ -1,0 +1,266 @@
+"""`tfc verify`: does each engine still say what PyTorch says?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tfc.artifact import SAMPLES, VERIFY_REPORT, Artifact
+from tfc.errors import BackendUnavailable, BadArtifact, UsageError
+from tfc.files import sha256_of_file
+from tfc.manifest import Engine, Verdict
+from tfc.runtime.backends import backend as backend_of
+from tfc.runtime.parity import Parity, Tolerance, failures, parity_of, tolerance_of
+from tfc.runtime.tokenization import TextEncoder
+from tfc.steps.record import Feed, OnProgress, no_progress, sample_texts, versions_of
+from tfc.steps.reference import reference_from_artifact
+
+VERIFIED, FAILED, NOT_RUN = "verified", "failed", "not run"
+_BATCH = 16
+# PyTorch in fp32 is run on at most this many rows unless the caller asks for more.
+DEFAULT_LIMIT = 512
+
+
+@dataclass(frozen=True)
+class EngineVerdict:
+    """What was found for one engine. `parity` and `tolerance` are None where it was not run."""
+
+    engine: str
+    verdict: str
+    reason: str
+    parity: Parity | None
+    tolerance: Tolerance | None
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """The verdicts, on how many rows of which data, and on which output."""
+
+    artifact: Artifact
+    verdicts: tuple[EngineVerdict, ...]
+    rows: int
+    data: str
+    output: str
+
+    @property
+    def failed(self) -> list[str]:
+        """The engines that failed."""
+        return [v.engine for v in self.verdicts if v.verdict == FAILED]
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Model inputs, and which of their positions are real tokens."""
+
+    feeds: list[Feed]
+    rows: int
+    per_token: bool
+
+    def vectors(self, outputs: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """The outputs' vectors `[n, values]`; of per-token outputs, those of real tokens only."""
+        if not self.per_token:
+            return list(outputs)
+        masks = (feed["attention_mask"].astype(bool) for feed in self.feeds)
+        return [out[mask] for out, mask in zip(outputs, masks, strict=True)]
+
+
+def verify(
+    artifact: Artifact,
+    *,
+    engines: Sequence[str] = (),
+    data: str | Path | None = None,
+    text_column: str = "text",
+    limit: int = DEFAULT_LIMIT,
+    checkpoint: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    on_progress: OnProgress = no_progress,
+) -> VerifyResult:
+    """Run engines and PyTorch on the same text and compare them.
+
+    Args:
+        artifact: an artifact with engines.
+        engines: the engines' names; all of them if empty.
+        data: a JSONL file with a text per row; the samples kept at export if None.
+        text_column: the field that holds the text.
+        limit: compare the first so many rows.
+        checkpoint: where the checkpoint is now, if it was moved since export.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        allow_pickle: read weights that are pickles.
+        on_progress: called with what is under way.
+
+    Raises:
+        UsageError: the artifact has no engine, or none of that name.
+        BadData: the data file cannot be used.
+        BadCheckpoint: the checkpoint is not there or is another one.
+    """
+    names = _engine_names(artifact, engines)
+    texts, data_name, data_hash = _texts(artifact, data, text_column, limit)
+    batches = _batches(artifact, texts)
+    reference = reference_from_artifact(
+        artifact,
+        checkpoint=checkpoint,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    expected = _run_all(reference, batches, on_progress, "PyTorch fp32")
+    floors: dict[str, list[npt.NDArray[Any]]] = {}
+    found = []
+    for name in names:
+        engine = artifact.manifest.engines[name]
+        precision = engine.precision
+        if precision != "fp32" and precision not in floors and _why_not_run(engine) == "":
+            half = reference.in_precision(precision)
+            floors[precision] = _run_all(half, batches, on_progress, f"PyTorch {precision}")
+        floor = floors.get(precision)
+        found.append(_verdict(artifact, name, batches, expected, floor, on_progress))
+    result = VerifyResult(
+        artifact, tuple(found), len(texts), data_name, artifact.manifest.signature.outputs[0].name
+    )
+    _record(result, data_hash)
+    return result
+
+
+def _engine_names(artifact: Artifact, asked: Sequence[str]) -> list[str]:
+    engines = artifact.manifest.engines
+    if not engines:
+        raise UsageError(
+            "this artifact has no engine to verify",
+            where=str(artifact.path),
+            fix=f"Build one with: tfc build-engine {artifact.path}",
+        )
+    unknown = [name for name in asked if name not in engines]
+    if unknown:
+        raise UsageError(
+            f"this artifact has no engine '{unknown[0]}'",
+            where=str(artifact.path),
+            fix=f"Choose among: {', '.join(engines)}",
+        )
+    return list(asked) or list(engines)
+
+
+def _texts(
+    artifact: Artifact, data: str | Path | None, column: str, limit: int
+) -> tuple[list[Any], str, str]:
+    if data is None:
+        texts = sample_texts(artifact)[:limit]
+        return texts, "the samples kept at export", artifact.sha256(SAMPLES)
+    from tfc.runtime.jobs import texts_from_jsonl
+
+    path = Path(data)
+    return texts_from_jsonl(path, column, limit), str(path), sha256_of_file(path)
+
+
+def _batches(artifact: Artifact, texts: list[Any]) -> _Batches:
+    manifest = artifact.manifest
+    if manifest.preprocess is None:
+        raise UsageError("this artifact has no tokenizer", where=str(artifact.path))
+    names = [spec.name for spec in manifest.signature.inputs]
+    encoder = TextEncoder(artifact.file(manifest.preprocess.tokenizer), manifest.preprocess, names)
+    encodings = sorted(encoder.encode(texts), key=len)
+    feeds: list[Feed] = [
+        dict(encoder.pad(encodings[i : i + _BATCH])) for i in range(0, len(encodings), _BATCH)
+    ]
+    per_token = len(manifest.signature.outputs[0].shape) == 3
+    return _Batches(feeds, len(texts), per_token)
+
+
+def _run_all(
+    run: Any, batches: _Batches, on_progress: OnProgress, what: str
+) -> list[npt.NDArray[Any]]:
+    outputs = []
+    for number, feed in enumerate(batches.feeds):
+        on_progress(what, number, len(batches.feeds))
+        outputs.append(run(feed))
+    on_progress(what, len(batches.feeds), len(batches.feeds))
+    return batches.vectors(outputs)
+
+
+def _why_not_run(engine: Engine) -> str:
+    """Why the engine cannot be run on this machine; empty if it can."""
+    return backend_of(engine.backend).availability().why_not_run
+
+
+def _verdict(
+    artifact: Artifact,
+    name: str,
+    batches: _Batches,
+    expected: list[npt.NDArray[Any]],
+    floor: list[npt.NDArray[Any]] | None,
+    on_progress: OnProgress,
+) -> EngineVerdict:
+    engine = artifact.manifest.engines[name]
+    reason = _why_not_run(engine)
+    if reason:
+        return EngineVerdict(name, NOT_RUN, reason, None, None)
+    try:
+        runner = backend_of(engine.backend).load(artifact.file(engine.file))
+    except (BadArtifact, BackendUnavailable) as error:
+        return EngineVerdict(name, FAILED, str(error), None, None)
+    output = artifact.manifest.signature.outputs[0].name
+    try:
+        got = _run_all(lambda feed: runner.run(feed)[output], batches, on_progress, name)
+    finally:
+        runner.close()
+    tolerance = tolerance_of(expected, floor, engine.precision)
+    parity = parity_of(expected, got, tolerance)
+    reasons = failures(parity, tolerance)
+    return EngineVerdict(
+        name, FAILED if reasons else VERIFIED, "; ".join(reasons), parity, tolerance
+    )
+
+
+def _record(result: VerifyResult, data_hash: str) -> None:
+    """Write reports/verify.json and the verdicts into the manifest."""
+    artifact = result.artifact
+    versions = versions_of("torch", "transformers")
+    records = dict(artifact.manifest.verdicts)
+    for found in result.verdicts:
+        engine = artifact.manifest.engines[found.engine]
+        records[found.engine] = Verdict(
+            verdict=found.verdict,
+            reason=found.reason,
+            engine_sha256=artifact.sha256(engine.file),
+            data_sha256=data_hash,
+            tolerance=found.tolerance.as_json() if found.tolerance else {},
+            outputs={result.output: found.parity.as_json()} if found.parity else {},
+            versions={**versions, **engine.versions},
+            hardware=backend_of(engine.backend).availability().hardware,
+        )
+    report = {
+        "data": result.data,
+        "rows": result.rows,
+        "engines": {v.engine: dataclasses.asdict(records[v.engine]) for v in result.verdicts},
+        "tolerance_source": {
+            v.engine: v.tolerance.source for v in result.verdicts if v.tolerance is not None
+        },
+    }
+    with artifact.change() as change:
+        text = json.dumps(_without_nan(report), indent=2, ensure_ascii=False, default=float)
+        change.path(VERIFY_REPORT).write_text(text + "\n", encoding="utf-8")
+        change.manifest = dataclasses.replace(
+            change.manifest, verdicts={k: _finite(v) for k, v in records.items()}
+        )
+
+
+def _finite(verdict: Verdict) -> Verdict:
+    outputs = {k: _without_nan(v) for k, v in verdict.outputs.items()}
+    return dataclasses.replace(verdict, outputs=outputs)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no infinity and no NaN: a value that is neither finite is left out."""
+    if isinstance(value, dict):
+        return {
+            k: _without_nan(v)
+            for k, v in value.items()
+            if not (isinstance(v, float) and not np.isfinite(v))
+        }
+    return value

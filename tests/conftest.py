@@ -1,0 +1,164 @@
+"""What several tests share: artifacts made by hand, tiny checkpoints, and the real CLI."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import run_tfc, save_tiny_checkpoint
+
+from tfc.artifact import MANIFEST, Artifact, new_manifest_files
+from tfc.manifest import (
+    Checkpoint,
+    Engine,
+    Manifest,
+    Preprocess,
+    Signature,
+    Step,
+    Task,
+    TensorSpec,
+    Verdict,
+    manifest_to_json,
+)
+
+FILES = {
+    "model.onnx": b"a model " * 1000,
+    "tokenizer/tokenizer.json": b"{}",
+    "optimized/onnxruntime.onnx": b"a fused model",
+    "engines/onnxruntime-fp32/model.onnx": b"an engine",
+    "reports/verify.json": b"{}",
+}
+ENGINE = "onnxruntime-fp32"
+
+OPTIMIZED: dict[str, Any] = {
+    "fusions": {
+        "attention": {"found": 5, "expected": 6},
+        "add_layernorm": {"found": 12, "expected": 12},
+    },
+    "passes": [
+        {"name": "fold", "changed": 9, "difference": 0.0, "reverted": False, "error": ""},
+        {"name": "attention", "changed": 5, "difference": 2.4e-6, "reverted": False, "error": ""},
+        {"name": "pack_qkv", "changed": 0, "difference": 0.0, "reverted": False, "error": ""},
+        {"name": "rms_norm", "changed": 3, "difference": 0.3, "reverted": True, "error": ""},
+    ],
+    "missed": [
+        {
+            "kind": "attention",
+            "node": "node_softmax_5",
+            "module": "encoder.layer.5.attention.self",
+            "reason": "the scale is not a constant",
+        }
+    ],
+    "reverted": ["rms_norm"],
+    "nodes": {"before": 402, "after": 171},
+}
+
+
+def step(name: str, **changes: Any) -> Step:
+    """The record of a step that took 1.5 s."""
+    values: dict[str, Any] = {
+        "options": {},
+        "inputs": {},
+        "outputs": [],
+        "versions": {"tfc": "0.1.0"},
+        "seconds": 1.5,
+    }
+    return Step(name=name, **{**values, **changes})
+
+
+def manifest(folder: Path) -> Manifest:
+    """A manifest that names every file of `folder`; an encoder of six layers, one engine."""
+    files = new_manifest_files(folder)
+    batch: list[int | str] = ["batch", "sequence"]
+    engine = Engine(
+        backend="onnxruntime",
+        precision="fp32",
+        file=f"engines/{ENGINE}/model.onnx",
+        state="runnable",
+        state_reason="",
+        profile={"batch": [1, 32, 256], "sequence": [1, 128, 512]},
+        versions={"onnxruntime": "1.31.1"},
+        hardware="CPU",
+        audit={
+            "kernels": 71,
+            "fused_attention": 6,
+            "rmsnorm": 0,
+            "datatypes": {"Half": 71},
+            "wanted": {"fused_attention": 6},
+        },
+    )
+    verdict = Verdict(
+        verdict="verified",
+        reason="",
+        engine_sha256=files[engine.file].sha256,
+        data_sha256="0" * 64,
+        tolerance={"max_abs": 1e-4},
+        outputs={"logits": {"max_abs": 2.4e-6}},
+        versions={"torch": "2.13.0"},
+        hardware="CPU",
+    )
+    return Manifest(
+        tfc="0.1.0",
+        checkpoint=Checkpoint("./support-intents", "a" * 64, "bert", "BertModel", 22_713_216),
+        task=Task("text-classification", "single_label", [f"intent_{i}" for i in range(151)]),
+        signature=Signature(
+            [TensorSpec("input_ids", "int64", batch)],
+            [TensorSpec("logits", "float32", ["batch", 151])],
+        ),
+        preprocess=Preprocess("tokenizer/tokenizer.json", 256, 0, 0, "right"),
+        fusion_sites={"attention": 6, "add_layernorm": 12},
+        files=files,
+        steps=[step("export"), step("optimize:onnxruntime", result=OPTIMIZED)],
+        engines={ENGINE: engine},
+        verdicts={ENGINE: verdict},
+    )
+
+
+@pytest.fixture
+def make_artifact(tmp_path: Path) -> Callable[..., Artifact]:
+    """Writes an artifact into `tmp_path / "artifact"`; arguments replace fields of its manifest."""
+
+    def make(**changes: Any) -> Artifact:
+        folder = tmp_path / "artifact"
+        for name, content in FILES.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        text = manifest_to_json(dataclasses.replace(manifest(folder), **changes))
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
+        return Artifact.open(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BERT classifier. Do not change it: copy it."""
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def _tiny_artifact(tiny_checkpoint: Path) -> Path:
+    import tfc
+
+    folder = tiny_checkpoint.parent / "artifact"
+    artifact = tfc.export(tiny_checkpoint, folder).artifact
+    tfc.build_engine(artifact, backend="onnxruntime")
+    return folder
+
+
+@pytest.fixture
+def tiny_artifact(_tiny_artifact: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny classifier's artifact, with one engine: onnxruntime-fp32."""
+    return Path(shutil.copytree(_tiny_artifact, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`cli("verify", folder)` runs `tfc verify FOLDER`."""
+    return run_tfc

@@ -1,0 +1,255 @@
+"""Building with TensorRT-RTX, which needs no GPU: the kernels it compiles, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfc.errors import (
+    BackendUnavailable,
+    BadArtifact,
+    BadInput,
+    ContractNotReached,
+    UsageError,
+)
+from tfc.runtime.backends.base import Built, Inputs, Profile, Range
+from tfc.runtime.backends.kernels import Audit, audit_of_kernels
+from tfc.runtime.backends.tensorrt import TENSORRT_RTX
+from tfc.runtime.backends.tensorrt_errors import (
+    build_refusal,
+    collecting_logger,
+    plan_refusal,
+)
+from tfc.runtime.backends.tensorrt_flavors import FLAVORS, PORTABLE
+from tfc.runtime.backends.tensorrt_runner import engine_from_plan
+from tfc.runtime.gpu import gpus
+
+onnx = pytest.importorskip("onnx")
+
+RTX = FLAVORS["tensorrt-rtx"]
+RTX_VERSION = RTX.version()
+needs_rtx = pytest.mark.skipif(not RTX_VERSION, reason="TensorRT-RTX is not installed")
+without_gpu = pytest.mark.skipif(bool(gpus()), reason="is about a machine without a GPU")
+
+# hidden 64, two heads of 32: the smallest for which TensorRT has a fused attention kernel.
+LAYER = (Path(__file__).parent.parent / "data" / "encoder_layer.onnxtxt").read_text()
+WEIGHTS = {
+    "w_qkv": (64, 192),
+    "b_qkv": (192,),
+    "w_out": (64, 64),
+    "b_out": (64,),
+    "w_up": (64, 256),
+    "b_up": (256,),
+    "w_down": (256, 64),
+    "b_down": (64,),
+    **dict.fromkeys(("g_1", "b_1", "g_2", "b_2"), (64,)),
+}
+SIZES = Profile(batch=Range(1, 8, 32), sequence=Range(1, 64, 256))
+
+
+def inputs_of(dtype: str) -> Inputs:
+    axes = ("batch", "sequence")
+    return Inputs({"x": (dtype, (*axes, 64)), "mask": ("int64", axes)})
+
+
+def save(path: Path, text: str, weights: dict[str, tuple[int, ...]], dtype: str) -> Path:
+    model = onnx.parser.parse_model(text.replace("float16", dtype.replace("float32", "float")))
+    random = np.random.default_rng(0)
+    for name, shape in weights.items():
+        values = (random.standard_normal(shape) * 0.1).astype(dtype)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    for index, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{index}"
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, Path]:
+    folder = tmp_path_factory.mktemp("layer")
+    model = save(folder / "layer.onnx", LAYER, WEIGHTS, "float16")
+    plan = folder / "layer.plan"
+    return TENSORRT_RTX.build(model, plan, inputs_of("float16"), SIZES), plan
+
+
+def build(model: Path, inputs: Inputs | None = None, sizes: Profile = SIZES) -> Built:
+    plan = model.with_suffix(".plan")
+    try:
+        return TENSORRT_RTX.build(model, plan, inputs or inputs_of("float16"), sizes)
+    except BaseException:
+        assert not plan.exists()
+        raise
+
+
+@pytest.mark.rtx
+@needs_rtx
+def test_the_kernels_of_an_encoder_layer(built: tuple[Built, Path]) -> None:
+    assert audit_of_kernels(built[0].kernels) == Audit(
+        kernels=17,
+        bookkeeping=2,
+        fused_attention=1,
+        fused_add_layernorm=2,
+        layernorm=0,
+        embedding_norm=0,
+        fused_add_rmsnorm=0,
+        rmsnorm=0,
+        gemm=4,
+        gemm_residual_add=0,
+        datatypes={"Bool": 4, "Half": 10, "Int32": 8, "Int64": 2},
+    )
+
+
+@pytest.mark.rtx
+@needs_rtx
+def test_what_a_build_reports(built: tuple[Built, Path]) -> None:
+    report, plan = built
+    assert report.versions == {"tensorrt_rtx": RTX_VERSION}
+    assert report.hardware == PORTABLE
+    assert report.notes == ()
+    assert plan.stat().st_size > sum(2 * int(np.prod(shape)) for shape in WEIGHTS.values())
+    assert [path.name for path in plan.parent.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.rtx
+@needs_rtx
+def test_an_operator_that_tensorrt_does_not_take(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["": 23, "com.microsoft": 1]>
+    skip (float16[batch, sequence, 64] x, float16[64] g) => (float16[batch, sequence, 64] y)
+    { y = com.microsoft.SkipLayerNormalization (x, x, g, g) }
+    """
+    model = tmp_path / "skip.onnx"
+    graph = onnx.parser.parse_model(text)
+    graph.graph.node[0].name = "encoder.norm"
+    onnx.save(graph, model)
+    with pytest.raises(BadInput) as raised:
+        build(model)
+    assert type(raised.value) is BadInput
+    assert str(raised.value) == (
+        f"{model}, node encoder.norm: TensorRT-RTX does not take this SkipLayerNormalization:"
+        ' creator && "Plugin not found, are the plugin name, version, and namespace correct?".'
+        " Lower the graph for this backend first: tfc optimize with the target tensorrt"
+    )
+
+
+@pytest.mark.rtx
+@needs_rtx
+def test_an_fp32_attention_has_no_kernel(tmp_path: Path) -> None:
+    model = save(tmp_path / "fp32.onnx", LAYER, WEIGHTS, "float32")
+    with pytest.raises(ContractNotReached) as raised:
+        build(model, inputs_of("float32"))
+    assert str(raised.value) == (
+        f"{model}, node Attention_10: TensorRT-RTX has no fused kernel for an Attention of this"
+        " graph: Attention operation was not supported by a dedicated kernel. Fused attention"
+        " takes fp16 or bf16 (tfc build-engine --fp16), and head sizes of 16 to 256 that are"
+        " multiples of 8"
+    )
+
+
+@pytest.mark.rtx
+@needs_rtx
+def test_a_file_that_is_not_onnx(tmp_path: Path) -> None:
+    model = tmp_path / "junk.onnx"
+    model.write_bytes(b"hello" * 10)
+    with pytest.raises(BadInput, match="TensorRT-RTX finds no graph in this file"):
+        build(model)
+
+
+@pytest.mark.rtx
+@needs_rtx
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="there is no such ONNX file"):
+        build(tmp_path / "absent.onnx")
+
+
+@pytest.mark.rtx
+@needs_rtx
+def test_inputs_that_the_graph_does_not_have(tmp_path: Path) -> None:
+    model = save(tmp_path / "layer.onnx", LAYER, WEIGHTS, "float16")
+    declared = Inputs({"ids": ("int64", ("batch", "sequence"))})
+    with pytest.raises(BadInput, match=r"has the inputs \['mask', 'x'\], but \['ids'\]"):
+        build(model, declared)
+
+
+@pytest.mark.rtx
+@needs_rtx
+def test_sizes_out_of_order(tmp_path: Path) -> None:
+    model = save(tmp_path / "layer.onnx", LAYER, WEIGHTS, "float16")
+    with pytest.raises(UsageError, match="do not fit the inputs") as raised:
+        build(model, sizes=Profile(batch=Range(8, 4, 32)))
+    assert raised.value.fix == "Each axis needs min <= opt <= max"
+
+
+@pytest.mark.rtx
+@needs_rtx
+@without_gpu
+def test_loading_needs_a_gpu_before_it_looks_at_the_plan(tmp_path: Path) -> None:
+    plan = tmp_path / "damaged.plan"
+    plan.write_bytes(b"damaged" * 1000)
+    with pytest.raises(BackendUnavailable, match="TensorRT-RTX runs on NVIDIA GPUs only") as raised:
+        TENSORRT_RTX.load(plan)
+    assert str(raised.value) == TENSORRT_RTX.availability().why_not_run
+
+
+@pytest.mark.rtx
+@needs_rtx
+@pytest.mark.parametrize(
+    ("keep", "sentence"),
+    [
+        (lambda data: b"damaged" * 1000, "did not write this file"),
+        (lambda data: data[:1000], "finds this engine cut short"),
+        (lambda data: data[:3], "finds this engine cut short"),
+        (lambda data: b"", "finds this engine cut short"),
+    ],
+    ids=["not a plan", "cut", "three bytes", "empty"],
+)
+def test_a_damaged_plan(
+    built: tuple[Built, Path], tmp_path: Path, keep: Callable[[bytes], bytes], sentence: str
+) -> None:
+    plan = tmp_path / "damaged.plan"
+    plan.write_bytes(keep(built[1].read_bytes()))
+    trt = RTX.load()
+    with pytest.raises(BadArtifact, match=sentence) as raised:
+        engine_from_plan(RTX, trt, collecting_logger(trt), plan)
+    assert raised.value.fix == "Build it again on this machine: tfc build-engine"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine plan file is"
+        " generated on an incompatible device, expecting compute 8.9 got compute 8.6, please"
+        " rebuild.)",
+        "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine plan file is"
+        " not compatible with this version of TensorRT, expecting library version 10.16.1 got"
+        " 10.13.3, please rebuild.)",
+    ],
+)
+def test_a_plan_for_another_gpu_or_version(text: str) -> None:
+    error = plan_refusal(FLAVORS["tensorrt"], text, Path("engine.plan"))
+    assert type(error) is BackendUnavailable
+    assert error.what.endswith("please rebuild")
+    assert error.fix == "Build it again on this machine: tfc build-engine"
+
+
+def test_a_gpu_that_fails_while_building() -> None:
+    text = (
+        "IBuilder::buildSerializedNetwork: Error Code 1: Cuda Runtime (In generateForCurrent at"
+        " /_src/runtime/core/cudaDeviceProfile.cpp:221 (cudaError 35: CUDA driver version is"
+        " insufficient for CUDA runtime version))"
+    )
+    error = build_refusal(FLAVORS["tensorrt"], text, Path("model.onnx"), [])
+    assert type(error) is BackendUnavailable
+    assert "cudaError 35: CUDA driver version is insufficient" in error.what
+    assert "/_src/" not in error.what
+
+
+def test_a_build_that_fails_for_a_reason_unknown_to_tfc() -> None:
+    text = "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error (Bad. In f at /a.cpp:1)"
+    error = build_refusal(FLAVORS["tensorrt"], text, Path("model.onnx"), [])
+    assert type(error) is BadInput
+    assert error.what == "TensorRT cannot build this graph: Bad"
