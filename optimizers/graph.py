@@ -135,6 +135,18 @@ def replace_value(old: ir.Value, new: ir.Value) -> None:
         new.name = name
 
 
+def without_trailing_none(values: Sequence[ir.Value | None]) -> list[ir.Value | None]:
+    """The inputs of a node without the absent ones at the end.
+
+    Naming an absent last input is legal, but ONNX Runtime 1.31's SkipLayerNormFusion crashes on a
+    LayerNormalization that does.
+    """
+    kept = list(values)
+    while kept and kept[-1] is None:
+        kept.pop()
+    return kept
+
+
 def nodes_of(model: ir.Model, op_type: str, domain: str = "") -> Iterator[ir.Node]:
     """The graph's nodes of one operator, in order."""
     return (node for node in list(model.graph) if is_op(node, op_type, domain))

@@ -13,7 +13,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from tfc.errors import BadData, UsageError
 from tfc.runtime.batching import padding_waste
 from tfc.runtime.job_files import ErrorFile, input_lines, open_input, staged_outputs
 from tfc.runtime.predictor import Outcome
+from tfc.runtime.rows import Columns, Row, rows_of_lines
 
 PREDICTION = "prediction"
 ERRORS_SUFFIX = ".errors.jsonl"
@@ -55,28 +56,6 @@ class JobSummary:
     padding_waste: float
     output: Path
     errors: Path | None
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The fields of a row that hold its text, and its second text for pairs."""
-
-    text: str
-    pair: str | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the input: what it says, or why it cannot be used.
-
-    `end` is the place in the file after it, in bytes.
-    """
-
-    line: int
-    raw: bytes
-    end: int
-    fields: dict[str, Any] = field(default_factory=dict)
-    item: object = None
 
 
 def run_job(
@@ -116,7 +95,8 @@ def run_job(
     _check_paths(input, output, errors)
     with open_input(input) as source, staged_outputs(output, errors) as (good, bad):
         progress = _Throttled(on_progress, input.stat().st_size)
-        rows = _rows(input_lines(source, input, limit), Columns(text_column, pair_column))
+        columns = Columns(text_column, pair_column)
+        rows = rows_of_lines(input_lines(source, input, limit), columns)
         counts = _Counts()
         for row, outcome in _joined(session, rows):
             counts.add(outcome)
@@ -125,6 +105,27 @@ def run_job(
         _check_any(counts, bad, input)
         progress.finish()
     return counts.summary(time.perf_counter() - started, output, errors)
+
+
+def texts_from_jsonl(path: Path, text_column: str = "text", limit: int | None = None) -> list[str]:
+    """The texts of the first `limit` rows of the JSON lines in `path`.
+
+    Raises:
+        BadData: the file is missing, unreadable or empty, or one of these rows cannot be used.
+    """
+    texts: list[str] = []
+    with open_input(path) as source:
+        for row in rows_of_lines(input_lines(source, path, limit), Columns(text_column)):
+            if isinstance(row.item, BadData):
+                raise BadData(
+                    row.item.what,
+                    where=f"{path}, line {row.line}",
+                    fix=f"Give one JSON object per line, with the text under '{text_column}'",
+                )
+            texts.append(str(row.item))
+    if not texts:
+        raise _empty(path)
+    return texts
 
 
 def _check_paths(input: Path, output: Path, errors: Path) -> None:
@@ -140,51 +141,6 @@ def _check_paths(input: Path, output: Path, errors: Path) -> None:
             where=str(input),
             fix="Choose another output file",
         )
-
-
-def _rows(lines: Iterator[tuple[int, bytes, int]], columns: Columns) -> Iterator[Row]:
-    for line, raw, end in lines:
-        try:
-            fields = _fields(raw)
-            item = _item(fields, columns)
-        except BadData as problem:
-            yield Row(line, raw, end, item=problem)
-        else:
-            yield Row(line, raw, end, fields, item)
-
-
-def _fields(raw: bytes) -> dict[str, Any]:
-    """The JSON object of one line."""
-    try:
-        value = json.loads(raw.decode())
-    except UnicodeDecodeError as error:
-        raise BadData(f"not UTF-8 text (byte {error.start + 1} of the line)") from error
-    except json.JSONDecodeError as error:
-        raise BadData(f"not valid JSON: {error.msg} (column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number of too many digits; too deep
-        raise BadData(f"not usable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BadData(f"not a JSON object but {_json_type(value)}")
-    return value
-
-
-def _item(fields: dict[str, Any], columns: Columns) -> str | tuple[str, str]:
-    text = _text(fields, columns.text)
-    return text if columns.pair is None else (text, _text(fields, columns.pair))
-
-
-def _text(fields: dict[str, Any], column: str) -> str:
-    if column not in fields:
-        raise BadData(f"no field '{column}'; the row has: {', '.join(fields) or 'no fields'}")
-    value = fields[column]
-    if not isinstance(value, str):
-        raise BadData(f"the field '{column}' is {_json_type(value)}, not a text")
-    return value
-
-
-def _json_type(value: object) -> str:
-    names = {list: "an array", dict: "an object", str: "a text", bool: "true or false"}
-    return "null" if value is None else names.get(type(value), "a number")
 
 
 def _joined(session: TextSession, rows: Iterator[Row]) -> Iterator[tuple[Row, Outcome]]:
@@ -218,14 +174,18 @@ def _check_any(counts: _Counts, bad: ErrorFile, input: Path) -> None:
     if counts.rows:
         return
     if bad.first is None:
-        raise BadData(
-            "the input file is empty", where=str(input), fix="Give a file with one row per line"
-        )
+        raise _empty(input)
     line, problem = bad.first
     raise BadData(
         f"not one of its {counts.bad_rows} rows can be used; the first: {problem}",
         where=f"{input}, line {line}",
         fix="Give one JSON object per line, and name the field with the text (--text-column)",
+    )
+
+
+def _empty(input: Path) -> BadData:
+    return BadData(
+        "the input file is empty", where=str(input), fix="Give a file with one row per line"
     )
 
 

@@ -22,7 +22,7 @@ FP32_TOLERANCE = 1e-4
 NOISE_FACTOR = 3.0
 # A single value strays further than the mean; over 10^5 values the largest is about this many
 # root mean squares away when the errors are rounding.
-_PEAK_TO_RMS = 12.0
+_PEAK_TO_RMS = 8.0
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Window:
-    """A window of items: those to run (place, text, tokens), and the others' errors by place."""
+    """A window of items: those to run (place, text, tokens), and the others' errors by place.
 
+    `first` is the index of its first item in the whole stream.
+    """
+
+    first: int
     size: int
     errors: Mapping[int, TfcError]
     places: Sequence[int]
@@ -141,7 +145,7 @@ class Predictor:
             else:
                 fitting.append((place, good[place], encoding))
         places, texts, kept = zip(*fitting, strict=True) if fitting else ((), (), ())
-        return _Window(len(items), errors, places, texts, kept)
+        return _Window(first, len(items), errors, places, texts, kept)
 
     def _checked(self, item: object, where: str) -> Text:
         if isinstance(item, TfcError):
@@ -192,7 +196,7 @@ class Predictor:
         return [
             Outcome(by_row[i], None, len(encoding), width)
             if i in by_row
-            else Outcome({}, _not_finite(), len(encoding), width)
+            else Outcome({}, _not_finite(window, batch.indices[i]), len(encoding), width)
             for i, encoding in enumerate(encodings)
         ]
 
@@ -205,8 +209,9 @@ class Predictor:
         }
 
 
-def _not_finite() -> CheckFailed:
+def _not_finite(window: _Window, index: int) -> CheckFailed:
     return CheckFailed(
         "the engine gives values that are not finite numbers for this text",
+        where=f"item {window.first + window.places[index]}",
         fix="Check the engine with: tfc verify; then build one in a higher precision",
     )

@@ -9,8 +9,8 @@ After::
 
     y, _, _, sum = SkipLayerNormalization(product, residual, scale, shift, b)
 
-Fires when the norm has a shift (the kernel's beta) and its statistics are in fp32 (the kernel's
-only way); otherwise the canonical op is inlined, and runs as two kernels.
+Fires when the norm's statistics are in fp32 (the kernel's only way); otherwise the canonical op
+is inlined, and runs as two kernels. The shift (the kernel's beta) may be absent.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tfc.optimizers.graph import (
     is_op,
     only_user,
     replace_value,
+    without_trailing_none,
 )
 from tfc.optimizers.passes import Refusal, refusal
 from tfc.optimizers.raising.add_layer_norm import OP
@@ -34,6 +35,7 @@ KIND = "skip_layernorm"
 DOMAIN = "com.microsoft"
 # SkipLayerNormalization's outputs: normalized, mean, inverse deviation, sum.
 _OUTPUTS, _SUM = 4, 3
+_SHIFT = 3
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class SkipLayerNorm:
     def match(self, node: ir.Node) -> Match | Refusal | None:
         """Whether the kernel computes this norm."""
         x, residual = node.inputs[0], node.inputs[1]
-        if len(node.inputs) < 4 or node.inputs[3] is None or x is None or residual is None:
-            return refusal(KIND, node, "the norm has no shift, and the kernel wants one")
+        if x is None or residual is None:
+            return None
         if attribute(node, "stash_type", 1) != ir.DataType.FLOAT:
             return refusal(KIND, node, "the statistics are not in fp32")
         for value, other in ((x, residual), (residual, x)):
@@ -68,10 +70,11 @@ class SkipLayerNorm:
     def rewrite(self, model: ir.Model, match: Match) -> None:
         """Put the kernel's op in place of the canonical one."""
         node = match.fused
-        bias = [match.bias] if match.bias is not None else []
+        shift = node.inputs[3] if len(node.inputs) > _SHIFT else None
+        operands = [match.x, match.residual, node.inputs[2], shift, match.bias]
         kernel = ir.node(
             "SkipLayerNormalization",
-            [match.x, match.residual, node.inputs[2], node.inputs[3], *bias],
+            without_trailing_none(operands),
             {"epsilon": float(attribute(node, "epsilon", 1e-5))},
             domain=DOMAIN,
             num_outputs=_OUTPUTS if node.outputs[1].uses() else 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedOpsetsPass
 
+from tfc.optimizers.graph import without_trailing_none
 from tfc.optimizers.passes import PassResult
 
 
@@ -19,5 +20,7 @@ class InlineCanonicalOps:
         if not model.functions:
             return PassResult(0)
         InlinePass()(model)
+        for node in model.graph:
+            node.resize_inputs(len(without_trailing_none(node.inputs)))
         RemoveUnusedOpsetsPass()(model)
         return PassResult(calls)

@@ -186,7 +186,7 @@ def _running() -> Iterator[None]:
         if _says(error, _OUT_OF_MEMORY):
             raise EnvironmentProblem(
                 f"there is not enough memory for this batch: {_clean(error)}",
-                fix="Use smaller batches (--batch-size)",
+                fix="Free memory, or use smaller batches: Session.predict(texts, batch_size=…)",
             ) from error
         raise BadInput(
             f"the engine does not take these inputs: {_clean(error)}",

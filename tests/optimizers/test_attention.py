@@ -156,7 +156,8 @@ def test_a_softmax_over_labels_is_no_site(graphs) -> None:
 
 
 PROJECTED = """g (float[batch,sequence,8] x, float[batch,sequence,8] x2,
-  bool[batch,1,1,sequence] keep, float[8,8] wq, float[8,8] wk, float[8,8] wv, float[8] bq, float[8] bk, float[8] bv,
+  bool[batch,1,1,sequence] keep,
+  float[8,8] wq, float[8,8] wk, float[8,8] wv, float[8] bq, float[8] bk, float[8] bv,
   int64[4] split, int64[3] merge) => (float[batch,sequence,8] y) {
   mq = MatMul(x, wq)
   q0 = Add(mq, bq)

@@ -14,7 +14,7 @@ import pytest
 
 from tfc.errors import BadData, BadInput, CheckFailed, EnvironmentProblem, NoSpace, UsageError
 from tfc.runtime import Session, job_files
-from tfc.runtime.jobs import JobSummary, run_job
+from tfc.runtime.jobs import JobSummary, run_job, texts_from_jsonl
 from tfc.runtime.predictor import Outcome
 
 
@@ -430,3 +430,16 @@ def test_an_engine_whose_values_are_not_finite(tmp_path: Path) -> None:
     source = written(tmp_path / "in.jsonl", {"text": "a"})
     with pytest.raises(BadData, match="not finite for a"):
         run_job(Broken(), source, tmp_path / "out.jsonl")
+
+
+def test_texts_of_a_file(tmp_path: Path) -> None:
+    source = written(tmp_path / "in.jsonl", {"body": "a"}, {"body": ""}, {"body": "c"}, b"{")
+    assert texts_from_jsonl(source, "body", 3) == ["a", "", "c"]
+    assert texts_from_jsonl(source, "body", 1) == ["a"]
+    with pytest.raises(BadData, match="not valid JSON") as caught:
+        texts_from_jsonl(source, "body")
+    assert caught.value.where == f"{source}, line 4"
+    with pytest.raises(BadData, match="the input file is empty"):
+        texts_from_jsonl(written(tmp_path / "empty.jsonl"))
+    with pytest.raises(BadData, match="no such file"):
+        texts_from_jsonl(tmp_path / "none.jsonl")

@@ -181,7 +181,7 @@ def test_out_of_memory_is_told_from_bad_inputs(tmp_path: Path) -> None:
             raise RuntimeError("Failed to allocate memory for requested buffer of size 99")
 
     runner._session = Full()
-    with pytest.raises(EnvironmentProblem, match="--batch-size"):
+    with pytest.raises(EnvironmentProblem, match="batch_size"):
         runner.run({})
 
 

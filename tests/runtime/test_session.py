@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,18 @@ import numpy as np
 import pytest
 
 from tfc.artifact import Artifact, new_manifest_files
-from tfc.errors import BackendUnavailable, BadArtifact, BadInput, CheckFailed, TfcError, UsageError
+from tfc.errors import (
+    BackendUnavailable,
+    BadArtifact,
+    BadInput,
+    CheckFailed,
+    EnvironmentProblem,
+    TfcError,
+    UsageError,
+)
 from tfc.manifest import Task, Verdict
 from tfc.runtime import Session
+from tfc.runtime.backends import backend
 
 pytestmark = pytest.mark.ort
 
@@ -117,6 +128,21 @@ def test_passes_over_engines_that_cannot_run_here(tiny: Any, rewrite: Any) -> No
     with pytest.raises(BackendUnavailable, match="vino: this tfc has no backend 'openvino'") as e:
         Session.load(tiny.path)
     assert f"tfc build-engine {tiny.path}" in e.value.fix
+
+
+def test_an_engine_for_a_gpu_on_a_machine_without(tiny: Any, rewrite: Any) -> None:
+    if backend("tensorrt-rtx").availability().can_run:
+        pytest.skip("this machine can run it")
+    engine = engine_of(tiny.path)
+    plan = dataclasses.replace(engine, backend="tensorrt-rtx", precision="fp16")
+    rewrite(
+        tiny.path,
+        engines={"rtx": plan, ENGINE: engine},
+        verdicts={"rtx": verdict(tiny.path, "verified")},
+    )
+    assert Session.load(tiny.path).engine_name == ENGINE
+    with pytest.raises(EnvironmentProblem):
+        Session.load(tiny.path, engine="rtx")
 
 
 def test_an_artifact_without_engines(tiny: Any, rewrite: Any) -> None:
@@ -267,7 +293,7 @@ def test_values_that_are_not_finite_concern_their_text_only(tiny: Any) -> None:
     with Session.load(tiny.path) as session:
         recording(session, change=spoil)
         outcomes = list(session.outcomes(texts))
-        with pytest.raises(CheckFailed, match="not finite"):
+        with pytest.raises(CheckFailed, match=r"^item 0: .* not finite"):
             session.predict(texts)
     assert [type(outcome.error) for outcome in outcomes] == [CheckFailed, type(None), type(None)]
 
@@ -371,3 +397,48 @@ def test_threads_share_a_session(tiny: Any) -> None:
             worker.join()
     assert len(wrong) == 20
     assert max(wrong) < CLOSE
+
+
+class Gate:
+    """A runner that waits for a second batch to run beside it, or finds that none does."""
+
+    def __init__(self, runner: Any) -> None:
+        self.runner = runner
+        self.together = False
+        self._barrier = threading.Barrier(2, action=self._met)
+
+    def _met(self) -> None:
+        self.together = True
+
+    def run(self, inputs: Any) -> Any:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self._barrier.wait(timeout=0.3)
+        return self.runner.run(inputs)
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+@pytest.mark.parametrize(("threads", "together"), [(1, False), (2, True)])
+def test_several_batches_run_at_once_on_several_threads(
+    tiny: Any, threads: int, together: bool
+) -> None:
+    with Session.load(tiny.path, threads=threads) as session:
+        if session.hardware != "CPU":
+            pytest.skip("on a GPU the number of threads does not count")
+        session._runner = gate = Gate(session._runner)
+        found = session.predict(["one", "two", "three", "four"], batch_size=2)
+    assert gate.together is together
+    assert len(found) == 4
+
+
+def test_a_batch_that_fails_ends_the_call(tiny: Any) -> None:
+    def fail(outputs: Any) -> Any:
+        time.sleep(0.01)  # long enough for the caller to hear of it before all are done
+        raise BadInput("the engine broke")
+
+    with Session.load(tiny.path, threads=2) as session:
+        recorder = recording(session, change=fail)
+        with pytest.raises(BadInput, match="the engine broke"):
+            session.predict(["text"] * 50, batch_size=1)
+    assert len(recorder.shapes) < 50, "the batches after it are given up"

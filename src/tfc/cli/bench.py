@@ -69,7 +69,7 @@ def command(
             on_progress=lambda what, done, total: report(done, total, what),
         )
     print_bench(result)
-    out.print(f"written to {opened.path / BENCH_REPORT}")
+    out.print(f"written to {opened.path / BENCH_REPORT}", soft_wrap=True)
 
 
 def print_bench(result: BenchResult) -> None:

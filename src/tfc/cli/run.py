@@ -61,6 +61,9 @@ def command(
         f"{human_count(round(summary.tokens_per_second))} tokens/s, "
         f"{summary.padding_waste:.1%} padding"
     )
-    out.print(f"written to {summary.output}")
+    out.print(f"written to {summary.output}", soft_wrap=True)
     if summary.errors is not None:
-        out.print(f"{summary.bad_rows} bad rows left out, each with its reason: {summary.errors}")
+        out.print(
+            f"{summary.bad_rows} bad rows left out, each with its reason: {summary.errors}",
+            soft_wrap=True,
+        )

@@ -73,7 +73,7 @@ def command(
             out.print(f"{found.engine} {found.verdict}: {found.reason}")
         elif found.tolerance is not None:
             out.print(f"{found.engine}: allowed is {found.tolerance.source}")
-    out.print(f"written to {opened.path / VERIFY_REPORT}")
+    out.print(f"written to {opened.path / VERIFY_REPORT}", soft_wrap=True)
     if result.failed:
         ctx.exit(EXIT_CHECK_FAILED)
 
