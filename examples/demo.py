@@ -120,7 +120,9 @@ def pytorch_labels(texts: list[str]) -> list[str]:
     """What the checkpoint itself says, through transformers and PyTorch."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     model = AutoModelForSequenceClassification.from_pretrained(CHECKPOINT).eval()
     labels: list[str] = []

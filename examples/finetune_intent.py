@@ -30,6 +30,7 @@ from transformers.utils import logging
 
 DATA = Path(__file__).resolve().parent / "data" / "support_intents"
 Row = tuple[str, str]  # (text, label name)
+Batch = tuple[BatchEncoding, torch.Tensor]  # (model inputs, label ids)
 
 
 def packaged_base() -> Path:
@@ -52,12 +53,8 @@ def batches(
     label2id: dict[str, int],
     size: int,
     rng: random.Random | None = None,
-) -> Iterator[tuple[BatchEncoding, torch.Tensor]]:
-    """Yield (inputs, labels) of texts with a similar length, padded to the longest of the batch.
-
-    With ``rng``, the lengths are blurred a little and the batches come in random order, so that
-    every epoch sees different batches.
-    """
+) -> Iterator[Batch]:
+    """Yield (inputs, labels) of texts of similar length; ``rng`` varies batches and their order."""
     blur = rng.uniform if rng else min
     order = sorted(rows, key=lambda row: len(row[0]) * blur(1.0, 1.5))
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
@@ -70,9 +67,7 @@ def batches(
 
 
 @torch.inference_mode()
-def accuracy(
-    model: PreTrainedModel, batched: Iterator[tuple[BatchEncoding, torch.Tensor]]
-) -> float:
+def accuracy(model: PreTrainedModel, batched: Iterator[Batch]) -> float:
     """Return the share of texts whose most likely label is the right one."""
     model.eval()
     hits = [model(**inputs).logits.argmax(-1) == labels for inputs, labels in batched]
@@ -98,12 +93,12 @@ def main() -> None:
     rng = random.Random(args.seed)
 
     train_rows, eval_rows = read_rows(args.train), read_rows(args.eval)
-    labels = sorted({label for _, label in train_rows})
-    label2id = {name: i for i, name in enumerate(labels)}
+    label2id = {name: i for i, name in enumerate(sorted({label for _, label in train_rows}))}
+    id2label = {i: name for name, i in label2id.items()}
     base = args.base or packaged_base()
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=len(labels), label2id=label2id, id2label=dict(enumerate(labels))
+        base, num_labels=len(label2id), label2id=label2id, id2label=id2label
     )
     model.get_input_embeddings().requires_grad_(False)  # few texts: keep the word vectors
 
@@ -111,7 +106,6 @@ def main() -> None:
     optimizer = torch.optim.AdamW(weights, lr=args.lr)
     steps = args.epochs * -(-len(train_rows) // args.batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    score = 0.0
     for epoch in range(1, args.epochs + 1):
         start, total = time.perf_counter(), 0.0
         model.train()
@@ -124,8 +118,11 @@ def main() -> None:
             optimizer.zero_grad()
             total += loss.item() * len(targets)
         score = accuracy(model, batches(eval_rows, tokenizer, label2id, args.batch_size))
-        loss_mean, seconds = total / len(train_rows), time.perf_counter() - start
-        print(f"epoch {epoch}  loss {loss_mean:.3f}  eval accuracy {score:.3f}  {seconds:.1f} s")
+        mean, seconds = total / len(train_rows), time.perf_counter() - start
+        print(
+            f"epoch {epoch}  loss {mean:.3f}  eval accuracy {score:.3f}  {seconds:.1f} s",
+            flush=True,
+        )
 
     tokenizer.backend_tokenizer.no_padding()  # the base pads and cuts every text to 128 tokens
     tokenizer.backend_tokenizer.no_truncation()

@@ -4,7 +4,9 @@ ONNX Runtime's CPU provider without graph optimisations executes the standard. W
 take less than the standard allows, a copy of the graph is adapted first:
 
 1. its `Attention` does not broadcast a mask over the queries (the standard does), so such a
-   mask is expanded (`tfc.optimizers.lowering.attention_mask`).
+   mask is expanded (`tfc.optimizers.lowering.attention_mask`);
+2. it runs fp16 operations in fp32 and leaves out the roundings between them, so they are written
+   out (`tfc.optimizers.precision.simulation`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from tfc.optimizers.lowering.attention_mask import ExpandAttentionMask
+from tfc.optimizers.precision.simulation import has_half, simulate_half
 
 Feed = Mapping[str, npt.NDArray[Any]]
 # An invalid graph raises; its error need not be printed too.
@@ -75,6 +78,8 @@ def _session(model: ir.Model) -> Any:
 
     copy = model.clone()
     ExpandAttentionMask().apply(copy)
+    if has_half(copy):
+        simulate_half(copy)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = _FATAL

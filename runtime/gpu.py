@@ -59,7 +59,7 @@ def _driver() -> Any:
     try:
         return ctypes.CDLL(_LIBRARY)
     except OSError as error:
-        raise DriverError(f"no NVIDIA driver is installed here ({_LIBRARY} not found)") from error
+        raise DriverError("no NVIDIA driver is installed here") from error
 
 
 def _gpus_of_driver(driver: Any) -> tuple[Gpu, ...]:

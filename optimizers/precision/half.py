@@ -8,7 +8,8 @@ What stays in fp32:
 1. reductions, softmax, divisions, powers and roots written out: they lose or overflow;
 2. what works on pooled tensors (rank 2: pooler, classifier head, normalisation): it costs
    nothing and decides the result;
-3. a node with a constant that fp16 cannot hold;
+3. a node with a constant that fp16 cannot hold, and every node that gives or reads a value that
+   was seen to be too large for fp16 (`tfc.optimizers.precision.ranges`);
 4. the graph's inputs and outputs.
 
 Every value is cast at most once to each type, and a cast back reads the original value, so no
@@ -18,6 +19,7 @@ pair of casts cancels.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,7 +43,7 @@ _LAYOUT = frozenset(
 
 @dataclass(frozen=True)
 class HalfReport:
-    """How many nodes run in each precision, and which products did not fit into fp16."""
+    """How many nodes run in each precision, and the nodes kept in fp32 because fp16 overflows."""
 
     half: dict[str, int]
     fp32: dict[str, int]
@@ -53,6 +55,7 @@ class _Converter:
     """One conversion under way: the casts and constants made so far."""
 
     model: ir.Model
+    too_large: Collection[str] = ()
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = field(default_factory=dict)
     origin: dict[ir.Value, ir.Value] = field(default_factory=dict)
     half: Counter[str] = field(default_factory=Counter)
@@ -106,9 +109,9 @@ class _Converter:
 
     def _runs_in_half(self, node: ir.Node, floats: list[ir.Value | None]) -> bool:
         activations = [v for v in floats if constant(v) is None]
-        if not all(_fits(v) for v in floats if constant(v) is not None):
-            if node.op_type in _PRODUCTS:
-                self.kept.append(str(node.name))
+        constants_fit = all(_fits(v) for v in floats if constant(v) is not None)
+        if not constants_fit or self._touches_a_large_value(node):
+            self.kept.append(str(node.name))
             return False
         if node.op_type in _PRODUCTS:
             return all(_rank(v) >= _TOKEN_RANK for v in activations)
@@ -118,17 +121,25 @@ class _Converter:
             return all(v is not None and v.dtype == _HALF for v in activations)
         return False
 
+    def _touches_a_large_value(self, node: ir.Node) -> bool:
+        read = (self.origin.get(v, v) for v in node.inputs if v is not None)
+        return any(v.name in self.too_large for v in (*read, *node.outputs))
+
 
 _FLOATS = (_FLOAT, _HALF)
 
 
-def half_from_fp32(model: ir.Model) -> tuple[ir.Model, HalfReport]:
+def half_from_fp32(model: ir.Model, too_large: Collection[str] = ()) -> tuple[ir.Model, HalfReport]:
     """The graph in fp16 as far as it is safe. Inputs and outputs keep their types.
 
     The given model, of standard operators in topological order, is not changed.
+
+    Args:
+        model: an fp32 graph.
+        too_large: the names of values that fp16 cannot hold.
     """
     model = model.clone()
-    converter = _Converter(model)
+    converter = _Converter(model, too_large)
     outputs = {id(v): str(v.name) for v in model.graph.outputs}
     for node in list(model.graph):
         converter.convert(node)

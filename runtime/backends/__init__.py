@@ -90,7 +90,8 @@ def _why_not(found: Availability, precision: str) -> str:
     """Why the backend is passed over; empty where it can run graphs of `precision` here."""
     if not found.can_run:
         reason = found.why_not_run.partition(". ")[0]  # the second sentence is the fix
-        can = "can build here but not run" if found.can_build else "cannot run here"
+        reason = reason.rpartition(": ")[2]
+        can = "builds here but cannot run" if found.can_build else "cannot run here"
         return f"{found.name} {can} ({reason})"
     if precision in _NO_KERNELS.get((found.name, found.hardware), ()):
         return f"{found.name} has no {precision} kernels for the {found.hardware}"

@@ -57,7 +57,7 @@ def test_everything_is_there_within_80_columns(make_artifact):
         "audit kernels 71, fused attention 6",
         "wanted fused attention 6",
         "verdict verified",
-        "logits: max_abs 2.4e-06 (limit 0.0001)",
+        "logits: max abs 2.4e-06 (limit 0.0001)",
     ]:
         assert line in found
     outside = [line for line in text.splitlines() if str(artifact.path) not in line]

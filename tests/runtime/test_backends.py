@@ -56,7 +56,7 @@ def test_the_best_that_can_run_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen.availability() is ORT
     assert why == (
         "onnxruntime on the CPU: tensorrt cannot run here (the package 'tensorrt' is not"
-        " installed), tensorrt-rtx can build here but not run (no GPU is present)"
+        " installed), tensorrt-rtx builds here but cannot run (no GPU is present)"
     )
 
 
@@ -70,7 +70,7 @@ def test_the_first_choice_needs_no_excuse(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_none_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "backends", lambda: available(a=TRT, b=RTX))
-    with pytest.raises(BackendUnavailable, match=r"tensorrt cannot run.* tensorrt-rtx can"):
+    with pytest.raises(BackendUnavailable, match=r"tensorrt cannot run.* tensorrt-rtx builds here"):
         choose_backend("fp16")
 
 

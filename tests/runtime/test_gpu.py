@@ -99,7 +99,7 @@ def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ctypes, "CDLL", absent)
     assert gpus() == ()
-    assert why_no_gpu().startswith("no NVIDIA driver is installed here (")
+    assert why_no_gpu().startswith("no NVIDIA driver is installed here")
 
 
 def save_layer(path: Path, text: str, dtype: str = "float16") -> Path:

@@ -78,6 +78,7 @@ def test_minilm_fp16() -> None:
         bookkeeping=2,
         fused_attention=6,
         fused_add_layernorm=12,
+        split_add_layernorm=0,
         layernorm=0,
         embedding_norm=1,
         fused_add_rmsnorm=0,

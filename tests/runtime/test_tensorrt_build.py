@@ -93,6 +93,7 @@ def test_the_kernels_of_an_encoder_layer(built: tuple[Built, Path]) -> None:
         bookkeeping=2,
         fused_attention=1,
         fused_add_layernorm=2,
+        split_add_layernorm=0,
         layernorm=0,
         embedding_norm=0,
         fused_add_rmsnorm=0,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tfc.cli.console import human_count, out, progress, table
+from tfc.cli.console import err, human_count, out, progress, table
 from tfc.cli.options import SizeList, artifact_argument, checkpoint_options, engine_option
 
 if TYPE_CHECKING:
@@ -92,8 +92,11 @@ def print_bench(result: BenchResult) -> None:
             )
             shape = ""
     out.print(grid)
-    out.print(
-        "shape is batch × tokens; p50, p90, p99 are milliseconds per batch; ratio is to pytorch"
-    )
+    out.print("shape is batch × tokens, latencies are in ms per batch, ratio is to pytorch")
+    if result.disturbed:
+        err.print(
+            f"tfc: warning: other processes used {result.busy:.0%} of this machine: these numbers "
+            "mean little. Measure again when it is quiet"
+        )
     for name, why in result.left_out.items():
-        out.print(f"not measured: {name}: {why}")
+        out.print(f"not measured: {name}: {why.partition('. ')[0]}")

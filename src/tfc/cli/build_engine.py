@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tfc.cli.console import facts, human_bytes, human_seconds, out, progress
 from tfc.cli.options import SizeRange, allow_missed_option, artifact_argument
+
+if TYPE_CHECKING:
+    from tfc.manifest import Engine
 
 
 @click.command("build-engine")
@@ -64,7 +67,7 @@ def command(
         "backend": result.why,
         "file": f"{engine.file}, {human_bytes(size)}",
         "runs on": engine.hardware,
-        "state": f"{engine.state} here: {engine.state_reason}".rstrip(": "),
+        "state": _state(engine),
         "profile": ", ".join(
             f"{axis} {':'.join(map(str, sizes))}" for axis, sizes in engine.profile.items()
         ),
@@ -80,6 +83,11 @@ def command(
         else f"Built engine {result.name} in {human_seconds(time.perf_counter() - begun)}"
     )
     out.print(facts(title, rows))
+
+
+def _state(engine: Engine) -> str:
+    reason = engine.state_reason.partition(". ")[0]
+    return f"{engine.state} here: {reason}" if reason else f"{engine.state} here"
 
 
 def kernel_summary(audit: dict[str, Any]) -> str:

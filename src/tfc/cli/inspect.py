@@ -220,12 +220,17 @@ def _verdict(verdict: Verdict | None, engine_sha256: str) -> str:
     lines = [f"{verdict.verdict}{reason}"]
     for output, measured in verdict.outputs.items():
         figures = [
-            f"{metric} {_plain(value)}"
-            + (f" (limit {_plain(verdict.tolerance[metric])})" * (metric in verdict.tolerance))
+            f"{metric.replace('_', ' ')} {_plain(value)}{_limit(verdict, metric)}"
             for metric, value in measured.items()
         ]
         lines.append(f"{output}: {', '.join(figures)}")
     return "\n".join(lines)
+
+
+def _limit(verdict: Verdict, metric: str) -> str:
+    """The tolerance of a measured number, where it has one."""
+    limit = verdict.tolerance.get(metric)
+    return "" if limit is None else f" (limit {_plain(limit)})"
 
 
 def _figures(values: Mapping[str, Any]) -> str:

@@ -70,7 +70,8 @@ def command(
     out.print(grid)
     for found in result.verdicts:
         if found.reason:
-            out.print(f"{found.engine} {found.verdict}: {found.reason}")
+            reason = found.reason.partition(". ")[0] if found.parity is None else found.reason
+            out.print(f"{found.engine} {found.verdict}: {reason}")
         elif found.tolerance is not None:
             out.print(f"{found.engine}: allowed is {found.tolerance.source}")
     out.print(f"written to {opened.path / VERIFY_REPORT}", soft_wrap=True)

@@ -16,7 +16,7 @@ from tfc.artifact import BENCH_REPORT, Artifact
 from tfc.errors import BackendUnavailable, UsageError
 from tfc.manifest import Engine
 from tfc.runtime.backends import backend as backend_of
-from tfc.runtime.cores import usable_cores
+from tfc.runtime.cores import busy_share, usable_cores
 from tfc.runtime.throughput import Cell, measure
 from tfc.runtime.tokenization import TextEncoder
 from tfc.steps.record import Feed, OnProgress, no_progress, sample_texts, versions_of
@@ -26,17 +26,29 @@ PYTORCH = "pytorch"
 DEFAULT_BATCHES = (1, 8, 32)
 DEFAULT_LENGTHS = (16, 64, 128)
 DEFAULT_SECONDS = 1.0
+# With one of two cores taken by another process PyTorch's OpenMP threads wait for each other:
+# measured 116 × where 2 × is the truth. A quiet machine shows a few per cent.
+BUSY_LIMIT = 0.2
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """The grid, who took part, and who could not and why."""
+    """The grid, who took part, and who could not and why.
+
+    `busy` is the share of the machine that other processes used just before.
+    """
 
     artifact: Artifact
     cells: tuple[Cell, ...]
     contestants: tuple[str, ...]
     left_out: dict[str, str]
     threads: int
+    busy: float | None
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other processes used so much of the machine that the numbers mean little."""
+        return self.busy is not None and self.busy > BUSY_LIMIT
 
 
 def bench(
@@ -76,6 +88,7 @@ def bench(
     names, left_out = _runnable(artifact, engines)
     shapes = _shapes(artifact, names, batches, lengths)
     threads = usable_cores()
+    busy = busy_share()
     reference = None
     if pytorch:
         import torch
@@ -106,7 +119,7 @@ def bench(
                 )
             )
         on_progress("done", len(shapes), len(shapes))
-    result = BenchResult(artifact, tuple(cells), tuple(contestants), left_out, threads)
+    result = BenchResult(artifact, tuple(cells), tuple(contestants), left_out, threads, busy)
     _record(result)
     return result
 
@@ -195,6 +208,7 @@ def _record(result: BenchResult) -> None:
     report = {
         "machine": platform.processor() or platform.machine(),
         "threads": result.threads,
+        "busy_before": result.busy,
         "versions": versions_of("torch", "transformers", "onnxruntime-gpu", "onnxruntime"),
         "baseline": PYTORCH if PYTORCH in result.contestants else None,
         "contestants": list(result.contestants),

@@ -12,7 +12,7 @@ from tfc.artifact import Artifact
 from tfc.errors import ContractNotReached, UsageError
 from tfc.manifest import Engine, Step
 from tfc.runtime.backends import backend as backend_of
-from tfc.runtime.backends import backends, choose_backend
+from tfc.runtime.backends import choose_backend
 from tfc.runtime.backends.base import Availability, Backend, Built, Inputs, Profile, Range
 from tfc.steps.optimize import optimize, step_name
 from tfc.steps.precision import convert
@@ -75,7 +75,7 @@ def build_engine(
     weights_only = chosen.target == "onnxruntime" and available.hardware == _CPU
     model = convert(artifact, chosen.target, precision, weights_only=weights_only)
     name = engine_name(chosen.name, precision)
-    notes = _notes(precision, weights_only)
+    notes = _notes(artifact, model, precision, weights_only)
     step = Step(
         name=f"build-engine:{name}",
         options={"profile": profile.as_json(), "allow_missed": allow_missed},
@@ -229,16 +229,14 @@ def _file_name(chosen: Backend) -> str:
     return "model.onnx" if chosen.target == "onnxruntime" else "model.plan"
 
 
-def _notes(precision: str, weights_only: bool) -> tuple[str, ...]:
-    if precision == "fp32" or not weights_only:
+def _notes(artifact: Artifact, model: str, precision: str, weights_only: bool) -> tuple[str, ...]:
+    if precision == "fp32":
         return ()
-    return (
-        "the CPU has no half-precision kernels here: weights are stored in fp16, "
-        "arithmetic stays in fp32",
-    )
-
-
-def buildable_elsewhere() -> list[str]:
-    """Backends that could build here although they cannot run here."""
-    found = [b.availability() for b in backends().values()]
-    return [a.name for a in found if a.can_build and not a.can_run]
+    if weights_only:
+        return (
+            "the CPU has no half-precision kernels here: weights are stored in fp16, "
+            "arithmetic stays in fp32",
+        )
+    step = artifact.manifest.step(f"precision:{model}")
+    pinned = step.result["overflows_in"] if step is not None else []
+    return (f"kept in fp32 because fp16 overflows: {', '.join(pinned)}",) if pinned else ()

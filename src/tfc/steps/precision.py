@@ -56,8 +56,10 @@ def _run(artifact: Artifact, step: Step, weights_only: bool) -> None:
     from tfc.optimizers.executor import outputs_of, relative_difference
     from tfc.optimizers.precision.half import half_from_fp32
     from tfc.optimizers.precision.half_weights import half_weights_from_fp32
+    from tfc.optimizers.precision.ranges import overflowing
 
     begun = time.perf_counter()
+    feeds = probe_feeds(artifact)
     (source,) = step.inputs
     model = ir.load(artifact.file(source))
     result: dict[str, Any]
@@ -65,10 +67,15 @@ def _run(artifact: Artifact, step: Step, weights_only: bool) -> None:
         converted, stored = half_weights_from_fp32(model)
         result = {"arithmetic": "fp32", "matrices_in_half": stored}
     else:
-        converted, report = half_from_fp32(model)
-        result = {"arithmetic": "fp16", "half": report.half, "fp32": report.fp32,
-                  "kept": list(report.kept)}  # fmt: skip
-    feeds = probe_feeds(artifact)
+        too_large = overflowing(model, feeds)
+        converted, report = half_from_fp32(model, too_large)
+        result = {
+            "arithmetic": "fp16",
+            "half": report.half,
+            "fp32": report.fp32,
+            "kept": list(report.kept),
+            "overflows_in": sorted(set(too_large.values())),
+        }
     difference = relative_difference(outputs_of(model, feeds), outputs_of(converted, feeds))
     if not difference <= _BROKEN:
         raise ContractNotReached(

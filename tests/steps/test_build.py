@@ -1,0 +1,118 @@
+"""`tfc build-engine`: what is built, skipped, recorded and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tfc
+from tfc.errors import ContractNotReached
+from tfc.optimizers.executor import outputs_of
+from tfc.optimizers.precision.half import half_from_fp32
+from tfc.runtime.backends import backend
+from tfc.runtime.backends.base import Built
+from tfc.steps.record import probe_feeds
+
+pytestmark = pytest.mark.ort
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
+)
+
+
+def test_a_second_build_is_skipped_until_something_changes(tiny_artifact: Path) -> None:
+    artifact = tfc.Artifact.open(tiny_artifact)
+    assert tfc.build_engine(artifact, backend="onnxruntime").skipped
+    assert not tfc.build_engine(artifact, backend="onnxruntime", batch=(1, 2, 4)).skipped
+    (tiny_artifact / "engines/onnxruntime-fp32/model.onnx").unlink()
+    fresh = tfc.Artifact.open(tiny_artifact)
+    assert not tfc.build_engine(fresh, backend="onnxruntime", batch=(1, 2, 4)).skipped
+
+
+def test_fp16_on_the_cpu_halves_the_file_and_says_what_it_is(tiny_artifact: Path) -> None:
+    artifact = tfc.Artifact.open(tiny_artifact)
+    built = tfc.build_engine(artifact, precision="fp16", backend="onnxruntime")
+    files = artifact.manifest.files
+    half, full = (files[f"engines/onnxruntime-{p}/model.onnx"].bytes for p in ("fp16", "fp32"))
+    assert half < 0.6 * full
+    assert built.notes == (
+        "the CPU has no half-precision kernels here: weights are stored in fp16, "
+        "arithmetic stays in fp32",
+    )
+
+
+@needs_rtx
+@pytest.mark.rtx
+def test_an_engine_that_cannot_be_run_here_is_recorded_as_just_that(tiny_artifact: Path) -> None:
+    if backend("tensorrt-rtx").availability().can_run:
+        pytest.skip("there is a GPU here")
+    artifact = tfc.Artifact.open(tiny_artifact)
+    engine = tfc.build_engine(artifact, precision="fp16", backend="tensorrt-rtx").engine
+    assert engine.state == "built, not run"
+    assert "no NVIDIA driver is installed here" in engine.state_reason
+    assert artifact.sha256(engine.file)
+    verdicts = {v.engine: v.verdict for v in tfc.verify(artifact).verdicts}
+    assert verdicts == {"onnxruntime-fp32": "verified", "tensorrt-rtx-fp16": "not run"}
+    with tfc.Session.load(tiny_artifact) as session:
+        assert session.engine_name == "onnxruntime-fp32"
+
+
+@needs_rtx
+@pytest.mark.rtx
+def test_kernels_that_are_not_fused_break_the_contract(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Take one fused-attention kernel out of what the builder reports."""
+    rtx = backend("tensorrt-rtx")
+    original = rtx.build
+
+    def worse(*arguments: object) -> Built:
+        built = original(*arguments)
+        attention = next(k for k in built.kernels if "mha" in k.name)
+        kept = tuple(k for k in built.kernels if k is not attention)
+        return dataclasses.replace(built, kernels=kept)
+
+    monkeypatch.setattr(rtx, "build", worse)
+    artifact = tfc.Artifact.open(tiny_artifact)
+    with pytest.raises(ContractNotReached) as caught:
+        tfc.build_engine(artifact, precision="fp16", backend="tensorrt-rtx")
+    assert caught.value.what == (
+        "the compiled engine is not fused as the graph is: fused attention kernels 1/2"
+    )
+    assert "tensorrt-rtx-fp16" not in tfc.Artifact.open(tiny_artifact).manifest.engines
+    assert not list(tiny_artifact.glob(".partial-*"))
+    kept = tfc.build_engine(artifact, precision="fp16", backend="tensorrt-rtx", allow_missed=True)
+    assert kept.notes == ("fused attention kernels 1/2",)
+
+
+@needs_rtx
+@pytest.mark.rtx
+def test_what_overflows_in_fp16_is_kept_in_fp32(tmp_path: Path) -> None:
+    """Activations beyond 65504 in one layer: converting them all gives infinities."""
+    import onnx_ir as ir
+    import torch
+    import transformers
+    from checkpoints import save_tiny_checkpoint
+
+    checkpoint = save_tiny_checkpoint(tmp_path / "c")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.bert.encoder.layer[0].intermediate.dense.weight *= 3e4
+    model.save_pretrained(checkpoint)
+    artifact = tfc.export(checkpoint, tmp_path / "a").artifact
+    built = tfc.build_engine(artifact, precision="fp16", backend="tensorrt-rtx")
+    step = artifact.manifest.step("precision:optimized/tensorrt.fp16.onnx")
+    assert step.result["overflows_in"] == [
+        "bert.encoder.layer.0.intermediate.dense",
+        "bert.encoder.layer.0.intermediate.intermediate_act_fn",
+        "bert.encoder.layer.0.output.LayerNorm",
+        "bert.encoder.layer.0.output.dense",
+    ]
+    assert built.notes[0].startswith("kept in fp32 because fp16 overflows: ")
+    assert step.result["difference"] < 1e-2
+    naive, _ = half_from_fp32(ir.load(artifact.file("optimized/tensorrt.onnx")))
+    outputs = outputs_of(naive, probe_feeds(artifact))
+    assert not all(np.isfinite(found["logits"]).all() for found in outputs)
