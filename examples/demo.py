@@ -6,6 +6,7 @@ to date already (the fine-tuned checkpoint, the export, the engines) is not done
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import json
@@ -28,10 +29,13 @@ STAMP = BUILD / "checkpoint.sha256"
 
 def main() -> None:
     """Run the steps in a folder `build/demo` below the current one."""
+    parser = argparse.ArgumentParser(description="From checkpoint to verified engine.")
+    parser.add_argument("--epochs", type=int, help="train for less, to see it work sooner")
+    options = parser.parse_args()
     begun = time.perf_counter()
     BUILD.mkdir(parents=True, exist_ok=True)
-    finetune()
-    tfc("export", CHECKPOINT, "-o", ARTIFACT)
+    finetune(["--epochs", str(options.epochs)] if options.epochs else [])
+    tfc("export", CHECKPOINT, "-o", ARTIFACT, *overwrite())
     tfc("build-engine", ARTIFACT, "--fp16")
     if importlib.util.find_spec("tensorrt_rtx") is not None:
         tfc("build-engine", ARTIFACT, "--fp16", "--backend", "tensorrt-rtx")
@@ -41,17 +45,25 @@ def main() -> None:
     summary(time.perf_counter() - begun)
 
 
-def finetune() -> None:
+def finetune(flags: list[str]) -> None:
     """Fine-tune the classifier, unless the script and its data are those of the last time."""
     sources = [HERE / "finetune_intent.py", DATA / "train.jsonl", EVAL]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    command = ["python", relative(sources[0]), "-o", CHECKPOINT]
+    content = b"".join(path.read_bytes() for path in sources) + " ".join(flags).encode()
+    digest = hashlib.sha256(content).hexdigest()
+    command = ["python", relative(sources[0]), "-o", CHECKPOINT, *flags]
     if CHECKPOINT.is_dir() and STAMP.is_file() and STAMP.read_text() == digest:
         say(command, "# the script and its data did not change: the checkpoint is kept")
         return
     say(command)
     subprocess.run([sys.executable, *map(str, command[1:])], check=True)
     STAMP.write_text(digest)
+
+
+def overwrite() -> list[str]:
+    """The flag that replaces the artifact of an earlier demo with another checkpoint."""
+    manifest = ARTIFACT / "tfc.json"
+    newer = manifest.is_file() and STAMP.stat().st_mtime > manifest.stat().st_mtime
+    return ["--overwrite"] if newer else []
 
 
 def tfc(*arguments: object) -> None:

