@@ -3,7 +3,8 @@
 The expected counts come from the model's config where its family is known (manifest field
 `fusion_sites`). Otherwise they come from the graph as it was before any fusion:
 
-1. attention: every softmax over a rank-4 tensor, and every `Attention` that is already there;
+1. attention: every softmax whose probabilities are a matrix product's, as far as can be told
+   (whatever the fusion has an opinion on), and every `Attention` that is already there;
 2. add+LayerNorm: every LayerNormalization of a sum of two tensors, embedding sums excepted.
 """
 
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from tfc.optimizers.graph import known_shape, nodes_of
+from tfc.optimizers.graph import nodes_of
 from tfc.optimizers.raising import add_layer_norm, attention
 from tfc.optimizers.raising.add_layer_norm import AddLayerNorm
+from tfc.optimizers.raising.attention import Attention
 
 ATTENTION = attention.KIND
 ADD_LAYERNORM = add_layer_norm.KIND
@@ -40,10 +42,8 @@ def expected_sites(model: ir.Model, from_config: Mapping[str, int]) -> dict[str,
     """How many sites of each kind the graph must have."""
     if from_config:
         return dict(from_config)
-    softmaxes = sum(
-        len(known_shape(node.outputs[0]) or ()) in (0, 4) for node in nodes_of(model, "Softmax")
-    )
-    norm = AddLayerNorm()
+    block, norm = Attention(), AddLayerNorm()
+    softmaxes = sum(block.match(node) is not None for node in nodes_of(model, "Softmax"))
     return {
         ATTENTION: softmaxes + sum(1 for _ in nodes_of(model, "Attention")),
         ADD_LAYERNORM: sum(

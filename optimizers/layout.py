@@ -8,11 +8,15 @@ chain is cut out and run on a tensor of distinct numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from tfc.optimizers.graph import attribute, is_op, known_shape
+
+Array = npt.NDArray[Any]
 
 _LAYOUT_OPS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
 # No exporter chains more steps to move one tensor.
@@ -39,34 +43,51 @@ def is_permutation(source: ir.Value, result: ir.Value, perm: Sequence[int]) -> b
     shape = known_shape(source)
     if shape is None or len(shape) != len(perm):
         return False
-    graph = _cut_out(source, result)
-    if graph is None:
+    names = list(dict.fromkeys(d for d in shape if isinstance(d, str)))
+    sizes = dict(zip(names, _PROBE_SIZES, strict=False))
+    cut = _cut_out(source, result)
+    if cut is None or len(sizes) < len(names):
         return False
-    sizes = [d if isinstance(d, int) else _PROBE_SIZES[i] for i, d in enumerate(shape)]
-    probe = np.arange(np.prod(sizes), dtype=np.float32).reshape(sizes)
-    got = _run(graph, probe)
+    concrete = [d if isinstance(d, int) else sizes[d] for d in shape]
+    probe = np.arange(np.prod(concrete), dtype=np.float32).reshape(concrete)
+    got = _run(cut, source, probe, sizes)
     return got is not None and np.array_equal(got, probe.transpose(perm))
 
 
 def _cut_out(source: ir.Value, result: ir.Value) -> ir.Graph | None:
-    """The nodes between the two, or None if they need anything else than `source`."""
-    if source.graph is None or not source.name or not result.name:
+    """The nodes between the two, or None if they need more than `source` and the input's sizes."""
+    graph = source.graph
+    if not isinstance(graph, ir.Graph) or not source.name or not result.name:
         return None
+    inputs = [str(v.name) for v in graph.inputs if v is not source]
     try:
-        return ir.convenience.extract(source.graph, [source.name], [result.name])
+        cut = ir.convenience.extract(graph, [source.name, *inputs], [result.name])
     except ValueError:
         return None
+    for value in [v for v in cut.inputs if not v.uses()]:
+        cut.inputs.remove(value)
+    return cut
 
 
-def _run(graph: ir.Graph, probe: np.ndarray) -> np.ndarray | None:
+def _run(graph: ir.Graph, source: ir.Value, probe: Array, sizes: dict[str, int]) -> Array | None:
+    """What the cut-out nodes make of the probe; other inputs are read for their sizes only."""
     from onnx.reference import ReferenceEvaluator
 
-    for value in (*graph.inputs, *graph.outputs):
-        value.type = ir.TensorType(ir.DataType.FLOAT)
+    feed: dict[str, Array] = {}
+    for value in graph.inputs:
+        if value.name == source.name:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+            feed[str(value.name)] = probe
+            continue
+        shape = known_shape(value) or ("",)
+        concrete = [d if isinstance(d, int) else sizes.get(d, 0) for d in shape]
+        dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
+        feed[str(value.name)] = np.zeros(concrete, dtype)
+    graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph.outputs[0].shape = None
     model = ir.to_proto(ir.Model(graph, ir_version=10))
     try:
-        (got,) = ReferenceEvaluator(model).run(None, {str(graph.inputs[0].name): probe})
+        (got,) = ReferenceEvaluator(model).run(None, feed)
     except (ValueError, RuntimeError, TypeError):
         return None
     return np.asarray(got)

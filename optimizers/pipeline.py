@@ -1,4 +1,7 @@
-"""`optimize`: clean, raise, lower, in one visible order, every pass judged by its numbers.
+"""`optimize`: clean, recognise, raise, lower, in one visible order, each pass judged by numbers.
+
+Norms and activations written out in primitives are recognised before the contract counts what
+there is to fuse; then attention and residual norms are raised, and the result is lowered.
 
 The ledger: after each pass that changed something, the graph runs on the same inputs as before
 it. A pass that moves an output by more than `TOLERANCE` of its scale is undone, named, and the
@@ -17,18 +20,38 @@ from onnx_ir.passes.common import ShapeInferencePass
 from tfc.errors import ContractNotReached, UsageError
 from tfc.optimizers.cleaning import Fold
 from tfc.optimizers.contract import LABELS, Count, counts, expected_sites, fused_sites
+from tfc.optimizers.einsum import EinsumToMatMul
 from tfc.optimizers.executor import Feed, outputs_of, relative_difference
 from tfc.optimizers.lowering.attention_mask import ExpandAttentionMask
 from tfc.optimizers.lowering.flat_attention import FlatAttention
 from tfc.optimizers.lowering.pack_qkv import PackQKV
 from tfc.optimizers.lowering.skip_layer_norm import SkipLayerNorm
 from tfc.optimizers.lowering.standard_ops import InlineCanonicalOps
+from tfc.optimizers.merged_heads import SplitMergedHeads
+from tfc.optimizers.opset import UnwrapSoftmax
 from tfc.optimizers.passes import FusionPass, Pass, Refusal
 from tfc.optimizers.raising.add_layer_norm import AddLayerNorm
 from tfc.optimizers.raising.attention import Attention
 from tfc.optimizers.raising.attention_mask import ReduceAttentionMask
+from tfc.optimizers.raising.gelu import Gelu
+from tfc.optimizers.raising.layer_norm import LayerNorm
+from tfc.optimizers.raising.rms_norm import RMSNorm
+from tfc.optimizers.shapes import InferShapes, ShapesFromInputs
 
-CLEAN: tuple[Pass, ...] = (Fold(),)
+CLEAN: tuple[Pass, ...] = (
+    Fold(),
+    UnwrapSoftmax(),
+    FusionPass(EinsumToMatMul()),
+    InferShapes(),
+    ShapesFromInputs(),
+    SplitMergedHeads(),
+    Fold("fold constants again"),
+)
+RECOGNISE: tuple[Pass, ...] = (
+    FusionPass(LayerNorm()),
+    FusionPass(RMSNorm()),
+    FusionPass(Gelu()),
+)
 RAISE: tuple[Pass, ...] = (
     FusionPass(Attention()),
     ReduceAttentionMask(),
@@ -152,11 +175,12 @@ def optimize(
         raise UsageError(f"there is no target '{target}'", fix=f"Choose {' or '.join(TARGETS)}")
     ledger = _Ledger(model.clone(), feeds, outputs_of(model, feeds))
     before = len(model.graph)
-    total = len(CLEAN) + len(RAISE) + len(LOWER[target])
+    stages = (CLEAN, RECOGNISE, RAISE, LOWER[target])
+    total = sum(map(len, stages))
     done = 0
     expected: dict[str, int] = {}
     found: dict[str, int] = {}
-    for stage in (CLEAN, RAISE, LOWER[target]):
+    for stage in stages:
         if stage is RAISE:
             expected = expected_sites(ledger.model, fusion_sites or {})
         for step in stage:

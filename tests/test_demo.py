@@ -41,7 +41,8 @@ def test_one_epoch(tmp_path: Path) -> None:
         r"accuracy +PyTorch ([\d.]+)%, engine ([\d.]+)% on (\d+) utterances; (\d+) of", first
     )
     assert accuracy is not None
-    rows = [json.loads(r) for r in (tmp_path / "build/demo/predictions.jsonl").open()]
+    predictions = tmp_path / "build/demo/predictions.jsonl"
+    rows = [json.loads(line) for line in predictions.read_text("utf-8").splitlines()]
     right = sum(row["label"] == row["prediction"]["label"] for row in rows)
     assert accuracy[2] == f"{100 * right / len(rows):.1f}"
     assert int(accuracy[3]) == len(rows) == 200

@@ -47,7 +47,7 @@ def _expand(model: ir.Model, anchor: ir.Node, mask: ir.Value) -> ir.Value:
     ones = add_constant(model, "mask_leading_ones", np.array([1, 1], np.int64))
     one = add_constant(model, "mask_trailing_one", np.array([1], np.int64))
     target = ir.node("Concat", [ones, keys.outputs[0], one], {"axis": 0})
-    expand = ir.node("Expand", [mask, target.outputs[0]], name="expand_attention_mask")
+    expand = ir.node("Expand", [mask, target.outputs[0]])
     out = expand.outputs[0]
     assert mask.shape is not None
     out.type = mask.type

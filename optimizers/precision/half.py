@@ -32,6 +32,7 @@ _HALF_MAX = float(np.finfo(np.float16).max)
 # Token tensors are [batch, sequence, …]; a pooled tensor is [batch, …].
 _TOKEN_RANK = 3
 
+_MASK = 3
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Attention"})
 _HALF_OPS = frozenset({"Gelu", "LayerNormalization", "RMSNormalization", "RotaryEmbedding"})
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Neg", "Tanh", "Relu", "Erf", "Sigmoid", "Where"})
@@ -122,7 +123,9 @@ class _Converter:
         return False
 
     def _touches_a_large_value(self, node: ir.Node) -> bool:
-        read = (self.origin.get(v, v) for v in node.inputs if v is not None)
+        # A mask may hold the lowest fp32 number; as an infinity it masks just as well.
+        operands = node.inputs[:_MASK] if node.op_type == "Attention" else node.inputs
+        read = (self.origin.get(v, v) for v in operands if v is not None)
         return any(v.name in self.too_large for v in (*read, *node.outputs))
 
 

@@ -12,11 +12,13 @@ After::
 
     y = Attention(q, k, v, bias + mask, scale = s1·s2·s3)
 
-with q, k, v `[batch, heads, sequence, head_dim]` and y the same.
+with q, k, v `[batch, heads, sequence, head_dim]` and y the same. Where heads were merged into the
+batch, or there is one head, they are `[batch, sequence, head_dim]`: then an axis of one head is
+put in around `Attention`.
 
 Fires when:
-1. the softmax is over the last axis of a rank-4 tensor, and only the second product reads it
-   (through the guard, if there is one);
+1. the softmax is over the last axis of a tensor of rank 4 or 3, and only the second product reads
+   it (through the guard, if there is one);
 2. scaling is by constants, and nothing is added before the last scaling (a scaled mask would be
    another mask);
 3. a fill value is low enough to vanish in the softmax (`-1e4` or below);
@@ -55,6 +57,8 @@ _VANISHES = -1e4
 _MAX_CHAIN = 8
 _SWAP_LAST_TWO = (0, 1, 3, 2)
 _FROM_BSND = (0, 2, 3, 1)
+_SWAP_OF_THREE = (0, 2, 1)
+_HEAD_AXIS = 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Masked:
 
     condition: ir.Value
     inverted: bool
+    fill: float
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Match:
     k: ir.Value
     v: ir.Value
     k_is_bsnd: bool
+    rank: int
     scale: float
     added: tuple[ir.Value, ...] = ()
     masked: tuple[Masked, ...] = ()
@@ -109,10 +115,11 @@ class Attention:
     def match(self, node: ir.Node) -> Match | Refusal | None:
         """Conditions 1 to 4."""
         shape = known_shape(node.outputs[0])
-        if shape is not None and len(shape) != 4:
+        rank = 4 if shape is None else len(shape)
+        if rank not in (3, 4) or attribute(node, "axis", -1) not in (-1, rank - 1):
             return None
-        if attribute(node, "axis", -1) not in (-1, 3):
-            return None
+        if rank == 3 and not isinstance(_second_product(node), ir.Node):
+            return None  # a softmax over something else than scores
         output = _second_product(node)
         if isinstance(output, str):
             return refusal(KIND, node, output)
@@ -122,14 +129,14 @@ class Attention:
         assert scores.product is not None
         q, q_scale = _unscaled(scores.product.inputs[0])
         k_t, k_scale = _unscaled(scores.product.inputs[1])
-        key = _key(k_t)
+        key = _key(k_t, rank)
         if key is None:
             return refusal(KIND, node, "the second operand of the scores is not a transposed key")
         k, k_is_bsnd = key
         v = output.inputs[1]
         assert v is not None
         scale = scores.scale * q_scale * k_scale
-        return Match(node, output, q, k, v, k_is_bsnd, scale, scores.added, scores.masked)
+        return Match(node, output, q, k, v, k_is_bsnd, rank, scale, scores.added, scores.masked)
 
     def rewrite(self, model: ir.Model, match: Match) -> None:
         """Put `Attention` in place of the second product."""
@@ -140,21 +147,39 @@ class Attention:
             copy_type(match.v, new[-1].outputs[0])
             k = new[-1].outputs[0]
         mask = _mask(model, match, new)
+        operands = [match.q, k, match.v, *([mask] if mask is not None else [])]
+        if match.rank == 3:
+            operands = [_with_head_axis(model, value, new) for value in operands]
         attention = ir.node(
             "Attention",
-            [match.q, k, match.v, *([mask] if mask is not None else [])],
+            operands,
             {"scale": float(match.scale)},
             name=f"{match.softmax.name}_attention",
         )
-        insert_before(match.output, [*new, attention], like=match.softmax)
-        replace_value(match.output.outputs[0], attention.outputs[0])
+        new.append(attention)
+        if match.rank == 3:
+            axis = add_constant(model, "head_axis", np.array([_HEAD_AXIS], np.int64))
+            new.append(ir.node("Squeeze", [attention.outputs[0], axis]))
+        insert_before(match.output, new, like=match.softmax)
+        replace_value(match.output.outputs[0], new[-1].outputs[0])
         model.opset_imports[""] = max(model.opset_imports[""], ATTENTION_OPSET)
 
 
-def _key(transposed: ir.Value) -> tuple[ir.Value, bool] | None:
+def _with_head_axis(model: ir.Model, value: ir.Value, new: list[ir.Node]) -> ir.Value:
+    """`[batch, a, b]` as `[batch, 1, a, b]`; a mask of rank 2 broadcasts as it is."""
+    if value.shape is not None and len(value.shape) == 2:
+        return value
+    axis = add_constant(model, "head_axis", np.array([_HEAD_AXIS], np.int64))
+    return _append(new, ir.node("Unsqueeze", [value, axis]))
+
+
+def _key(transposed: ir.Value, rank: int) -> tuple[ir.Value, bool] | None:
     """What was transposed to give this value, and whether it is `[batch, seq, heads, dim]`."""
+    perms = ((False, _SWAP_LAST_TWO), (True, _FROM_BSND)) if rank == 4 else (
+        (False, _SWAP_OF_THREE),
+    )  # fmt: skip
     for source in layout_sources(transposed):
-        for is_bsnd, perm in ((False, _SWAP_LAST_TWO), (True, _FROM_BSND)):
+        for is_bsnd, perm in perms:
             if is_permutation(source, transposed, perm):
                 return source, is_bsnd
     return None
@@ -231,7 +256,7 @@ def _peel_fill(node: ir.Node) -> _Step | str:
         return "the scores are replaced by something that is not a constant"
     if fill > _VANISHES:
         return f"the fill value {fill:g} does not vanish in the softmax"
-    return _Step(below, masked=(Masked(condition, inverted),))
+    return _Step(below, masked=(Masked(condition, inverted, fill),))
 
 
 def _leads_to_scores(value: ir.Value | None) -> bool:
@@ -282,25 +307,27 @@ def _unscaled(value: ir.Value | None) -> tuple[ir.Value, float]:
 
 
 def _mask(model: ir.Model, match: Match, new: list[ir.Node]) -> ir.Value | None:
-    """One mask operand for `Attention`: boolean if only conditions are given, else additive."""
-    kept = None
-    for masked in match.masked:
-        value = masked.condition
-        if masked.inverted:
-            value = _append(new, ir.node("Not", [value]))
-        kept = value if kept is None else _append(new, ir.node("And", [kept, value]))
-    if not match.added:
-        return kept
-    total = match.added[0]
-    for value in match.added[1:]:
+    """One additive mask for `Attention`: the sum of all that was added or filled in.
+
+    A fill becomes 0 where the score is kept and the fill value elsewhere. Not a boolean mask: a
+    row without any key to see would get another result (a mean of all values, in the original).
+    """
+    dtype = match.q.dtype.numpy() if match.q.dtype is not None else np.dtype(np.float32)
+    parts = list(match.added)
+    for number, masked in enumerate(match.masked):
+        kept = add_constant(model, "attention_kept", np.zeros((), dtype))
+        fill = np.asarray(max(masked.fill, np.finfo(dtype).min), dtype)
+        if np.isneginf(masked.fill):
+            fill = np.asarray(-np.inf, dtype)
+        low = add_constant(model, f"attention_fill_{number}", fill)
+        chosen = (low, kept) if masked.inverted else (kept, low)
+        parts.append(_append(new, ir.node("Where", [masked.condition, *chosen])))
+    if not parts:
+        return None
+    total = parts[0]
+    for value in parts[1:]:
         total = _append(new, ir.node("Add", [total, value]))
-    if kept is None:
-        return total
-    dtype = match.q.dtype.numpy() if match.q.dtype is not None else np.float32
-    zero = add_constant(model, "attention_kept", np.zeros((), dtype))
-    low = add_constant(model, "attention_masked", np.asarray(np.finfo(dtype).min, dtype))
-    fill = _append(new, ir.node("Where", [kept, zero, low]))
-    return _append(new, ir.node("Add", [total, fill]))
+    return total
 
 
 def _append(new: list[ir.Node], node: ir.Node) -> ir.Value:

@@ -29,9 +29,11 @@ FORMS = {
     "two masks": (
         "s = MatMul(q, kt)\nt = Add(s, mask)\nz = Add(t, mask)", 1.0, ["Add", "Attention"],
     ),
-    "filled": ("s = MatMul(q, kt)\nz = Where(keep, s, low)", 1.0, ["Attention"]),
+    "filled": ("s = MatMul(q, kt)\nz = Where(keep, s, low)", 1.0, ["Where", "Attention"]),
     "filled, inverted": (
-        "n = Not(keep)\ns = MatMul(q, kt)\nz = Where(n, low, s)", 1.0, ["Not", "Not", "Attention"],
+        "n = Not(keep)\ns = MatMul(q, kt)\nz = Where(n, low, s)",
+        1.0,
+        ["Not", "Where", "Attention"],
     ),
     "filled and added": (
         "s = MatMul(q, kt)\nt = Where(keep, s, low)\nz = Add(t, mask)",

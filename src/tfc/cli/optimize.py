@@ -2,38 +2,73 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 from tfc.cli.console import out, progress, table
-from tfc.cli.options import allow_missed_option, artifact_argument
+from tfc.cli.options import allow_missed_option
+from tfc.errors import EXIT_CONTRACT, UsageError
 
 _LABELS = {"attention": "attention", "add_layernorm": "add+LayerNorm"}
 
 
 @click.command("optimize")
-@artifact_argument
+@click.argument("source", metavar="ARTIFACT|MODEL.onnx")
 @click.option(
     "--target",
     required=True,
     type=click.Choice(["onnxruntime", "tensorrt"]),
     help="The family of runtimes that the graph is for.",
 )
+@click.option("-o", "--output", metavar="OUT.onnx", help="Where to write an optimized MODEL.onnx.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @allow_missed_option
-def command(artifact: str, target: str, allow_missed: bool) -> None:
+@click.pass_context
+def command(
+    ctx: click.Context,
+    source: str,
+    target: str,
+    output: str | None,
+    as_json: bool,
+    allow_missed: bool,
+) -> None:
     """Fuse the graph and lower it for a target.
 
     Attention and residual add+LayerNorm are recognised by what they mean, and counted against
     what the model must have. Every pass runs on the same inputs before and after it; a pass that
     changes the numbers is undone and named. Exit code 3 if a fusion was missed.
 
-    'tfc build-engine' does this by itself where it is needed.
+    'tfc build-engine' does this by itself where it is needed. An ONNX file of another exporter,
+    MODEL.onnx, is written to OUT.onnx even where a fusion was missed.
     """
+    if Path(source).is_file() or source.endswith(".onnx"):
+        report = _optimized_file(source, output, target)
+    elif output is not None:
+        raise UsageError(
+            "-o goes with an ONNX file; an artifact keeps its graphs itself",
+            fix="Leave -o out, or give MODEL.onnx",
+        )
+    else:
+        report = _optimized_artifact(source, target, allow_missed, quiet=as_json)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        print_report(report, target)
+    short = any(c["found"] < c["expected"] for c in report["fusions"].values())
+    if short and not allow_missed:
+        ctx.exit(EXIT_CONTRACT)
+
+
+def _optimized_artifact(
+    source: str, target: str, allow_missed: bool, quiet: bool
+) -> dict[str, Any]:
     from tfc.artifact import Artifact
     from tfc.steps.optimize import optimize
 
-    opened = Artifact.open(artifact)
+    opened = Artifact.open(source)
     with progress("optimizing") as report:
         result = optimize(
             opened,
@@ -41,9 +76,24 @@ def command(artifact: str, target: str, allow_missed: bool) -> None:
             allow_missed=allow_missed,
             on_progress=lambda what, done, total: report(done, total, what),
         )
-    if result.skipped:
+    if result.skipped and not quiet:
         out.print(f"{result.file} is up to date")
-    print_report(result.report, target)
+    return result.report
+
+
+def _optimized_file(source: str, output: str | None, target: str) -> dict[str, Any]:
+    from tfc.steps.optimize_file import optimize_file
+
+    if output is None:
+        raise UsageError("there is no place to write to", fix="Name the file with -o OUT.onnx")
+    with progress("optimizing") as report:
+        result = optimize_file(
+            source,
+            output,
+            target,
+            on_progress=lambda what, done, total: report(done, total, what),
+        )
+    return result.as_json()
 
 
 def print_report(report: dict[str, Any], target: str) -> None:

@@ -1,0 +1,132 @@
+"""Heads merged into the batch, as `torch.bmm` wants them → heads on an axis of their own.
+
+Hand-written modules and `nn.MultiheadAttention` compute attention on `[batch·heads, sequence, …]`.
+A `Reshape` that only merges the two leading axes of a rank-4 tensor is moved down, past every
+operation that does not care, until it meets the `Reshape` that splits them again, and both go::
+
+    MatMul(merge(a), merge(b))        →  merge(MatMul(a, b))
+    Transpose<0,2,1>(merge(a))        →  merge(Transpose<0,1,3,2>(a))
+    Softmax<-1>(merge(a))             →  merge(Softmax<-1>(a))
+    Mul(merge(a), scalar), Div(…)     →  merge(Mul(a, scalar))
+    split(merge(a))                   →  a                         if it has a's shape
+
+Fires where the shapes are known and the last two axes stay as they are, so that each element
+keeps its place; the numbers do not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+
+from tfc.optimizers.graph import (
+    add_constant,
+    attribute,
+    insert_before,
+    is_op,
+    known_shape,
+    replace_value,
+    scalar,
+)
+from tfc.optimizers.passes import PassResult
+
+_SWAP = (0, 2, 1)
+
+
+class SplitMergedHeads:
+    """The pass; see the module's docstring."""
+
+    name = "split merged heads"
+
+    def apply(self, model: ir.Model) -> PassResult:
+        """One sweep in topological order moves a merge down through a whole block."""
+        changed = 0
+        for node in list(model.graph):
+            rule = _RULES.get(node.op_type)
+            if rule is not None and node.graph is not None:
+                changed += rule(model, node)
+        if changed:
+            RemoveUnusedNodesPass()(model)
+            ShapeInferencePass()(model)
+        return PassResult(changed)
+
+
+def _merged(value: ir.Value | None) -> ir.Value | None:
+    """The rank-4 tensor whose leading axes were merged to give this value."""
+    node = value.producer() if value is not None else None
+    if node is None or not is_op(node, "Reshape") or node.inputs[0] is None:
+        return None
+    before, after = known_shape(node.inputs[0]), known_shape(value)
+    if before is None or after is None or len(before) != 4 or len(after) != 3:
+        return None
+    return node.inputs[0] if before[2:] == after[1:] else None
+
+
+def _matmul(model: ir.Model, node: ir.Node) -> bool:
+    a, b = (_merged(value) for value in node.inputs)
+    if a is None or b is None or known_shape(a) is None:
+        return False
+    left, right = known_shape(a), known_shape(b)
+    if left is None or right is None or left[:2] != right[:2]:
+        return False
+    product = ir.node("MatMul", [a, b])
+    return _replace(model, node, product, (*left[:3], right[3]))
+
+
+def _transpose(model: ir.Model, node: ir.Node) -> bool:
+    a = _merged(node.inputs[0])
+    if a is None or tuple(attribute(node, "perm", ())) != _SWAP:
+        return False
+    shape = known_shape(a) or ()
+    swapped = ir.node("Transpose", [a], {"perm": [0, 1, 3, 2]})
+    return _replace(model, node, swapped, (*shape[:2], shape[3], shape[2]))
+
+
+def _softmax(model: ir.Model, node: ir.Node) -> bool:
+    a = _merged(node.inputs[0])
+    if a is None or attribute(node, "axis", -1) not in (-1, 2):
+        return False
+    return _replace(model, node, ir.node("Softmax", [a], {"axis": -1}), known_shape(a) or ())
+
+
+def _scale(model: ir.Model, node: ir.Node) -> bool:
+    for index in (0, 1) if node.op_type == "Mul" else (0,):
+        a, factor = _merged(node.inputs[index]), node.inputs[1 - index]
+        if a is not None and scalar(factor) is not None:
+            scaled = ir.node(node.op_type, [a, factor])
+            return _replace(model, node, scaled, known_shape(a) or ())
+    return False
+
+
+def _split(model: ir.Model, node: ir.Node) -> bool:
+    a = _merged(node.inputs[0])
+    if a is None or known_shape(a) != known_shape(node.outputs[0]):
+        return False
+    replace_value(node.outputs[0], a)
+    return True
+
+
+_RULES: dict[str, Callable[[ir.Model, ir.Node], bool]] = {
+    "MatMul": _matmul,
+    "Transpose": _transpose,
+    "Softmax": _softmax,
+    "Mul": _scale,
+    "Div": _scale,
+    "Reshape": _split,
+}
+
+
+def _replace(model: ir.Model, node: ir.Node, new: ir.Node, shape: tuple[int | str, ...]) -> bool:
+    """Put `new` and a merge in place of `node`; `shape` is the rank-4 result's."""
+    result = new.outputs[0]
+    result.type, result.shape = node.outputs[0].type, ir.Shape(shape)
+    sizes = ir.node("Shape", [result], {"start": 2})
+    rows = add_constant(model, "merged_rows", np.array([-1], np.int64))
+    target = ir.node("Concat", [rows, sizes.outputs[0]], {"axis": 0})
+    merge = ir.node("Reshape", [result, target.outputs[0]])
+    insert_before(node, [new, sizes, target, merge])
+    replace_value(node.outputs[0], merge.outputs[0])
+    return True

@@ -1,0 +1,79 @@
+"""Any opset → 23, where attention and the norms are single operators.
+
+ONNX's own version converter does the work. What it leaves behind is tidied:
+
+1. Below opset 13 Softmax flattened its input to two axes. The converter writes that out as
+   `Flatten`, `Softmax`, `Reshape`; over the last axis it is the same as one `Softmax`.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from tfc.errors import BadInput
+from tfc.optimizers.graph import attribute, is_op, nodes_of, only_user, replace_value
+from tfc.optimizers.passes import PassResult
+
+OPSET = 23
+
+
+def with_current_opset(model: onnx.ModelProto) -> ir.Model:
+    """The model at opset 23, or as it is if it is newer.
+
+    Raises:
+        BadInput: an operator has no form at opset 23.
+    """
+    version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if version < OPSET:
+        try:
+            model = onnx.version_converter.convert_version(model, OPSET)
+        except Exception as error:  # the converter's C++ errors have no common root
+            raise BadInput(
+                f"the graph is at opset {version} and cannot be converted to {OPSET} "
+                f"({str(error).strip().splitlines()[0]})",
+                fix="Export it again at opset 17 or newer",
+            ) from error
+    return ir.from_proto(model)
+
+
+class UnwrapSoftmax:
+    """Tidies case 1 of the module's docstring."""
+
+    name = "unwrap softmax"
+
+    def apply(self, model: ir.Model) -> PassResult:
+        """Put one Softmax over the last axis in place of the wrapped ones."""
+        changed = 0
+        for node in nodes_of(model, "Softmax"):
+            wrapped = _wrapping(node)
+            if wrapped is None:
+                continue
+            source, reshape = wrapped
+            node.replace_input_with(0, source)
+            node.attributes["axis"] = ir.AttrInt64("axis", -1)
+            replace_value(reshape.outputs[0], node.outputs[0])
+            node.outputs[0].shape = source.shape
+            changed += 1
+        if changed:
+            RemoveUnusedNodesPass()(model)
+        return PassResult(changed)
+
+
+def _wrapping(softmax: ir.Node) -> tuple[ir.Value, ir.Node] | None:
+    """The value that was flattened for this Softmax, and the Reshape that undoes it."""
+    flat = softmax.inputs[0]
+    flatten = flat.producer() if flat is not None else None
+    reshape = only_user(softmax.outputs[0])
+    if flatten is None or not is_op(flatten, "Flatten") or not is_op(reshape, "Reshape"):
+        return None
+    source = flatten.inputs[0]
+    if source is None or source.shape is None or reshape is None:
+        return None
+    if attribute(flatten, "axis", 1) not in (-1, len(source.shape) - 1):
+        return None
+    shape = reshape.inputs[1].producer() if reshape.inputs[1] is not None else None
+    back = shape is not None and is_op(shape, "Shape") and shape.inputs[0] is source
+    return (source, reshape) if back else None

@@ -1,0 +1,70 @@
+"""`tfc optimize MODEL.onnx`: fuse and lower a graph that tfc did not export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfc.errors import BadInput, disk_errors, require
+from tfc.files import write_atomically
+from tfc.steps.record import OnProgress, no_progress
+
+if TYPE_CHECKING:
+    from tfc.optimizers import Report
+
+
+def optimize_file(
+    model: str | Path,
+    output: str | Path,
+    target: str,
+    *,
+    on_progress: OnProgress = no_progress,
+) -> Report:
+    """Optimize an ONNX file of any exporter and write the result.
+
+    Expected fusions are counted in the graph: every softmax over scores, every norm of a sum. The
+    graph is written even where some were missed; the report says which and why.
+
+    Args:
+        model: an ONNX file; below opset 23 it is converted.
+        output: the ONNX file to write.
+        target: `onnxruntime` or `tensorrt`.
+        on_progress: called with the pass under way.
+
+    Raises:
+        BadInput: the file is missing, is not ONNX, or does not run.
+    """
+    for package in ("onnx", "onnx_ir", "onnxscript"):
+        require(package, "compile")
+    import onnx
+    import onnx_ir as ir
+
+    from tfc.optimizers import optimize
+    from tfc.optimizers.opset import with_current_opset
+    from tfc.optimizers.probes import ledger_feeds
+
+    path = Path(model)
+    if not path.is_file():
+        raise BadInput("there is no such file", where=str(path), fix="Give an ONNX file")
+    try:
+        proto = onnx.load(path)
+        onnx.checker.check_model(proto)
+    except Exception as error:  # protobuf, onnx and the file system have no common error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInput(
+            f"the file is not an ONNX model ({reason})", where=str(path), fix="Export it again"
+        ) from error
+    graph = with_current_opset(proto)
+    del proto
+    try:
+        feeds = ledger_feeds(graph)
+    except RuntimeError as error:
+        raise BadInput(
+            f"the model does not run on probe inputs ({str(error).strip().splitlines()[0]})",
+            where=str(path),
+            fix="Check it with ONNX Runtime, and name its dynamic axes",
+        ) from error
+    optimized, report = optimize(graph, target, feeds, allow_missed=True, on_pass=on_progress)
+    with disk_errors(Path(output)):
+        write_atomically(Path(output), ir.to_proto(optimized).SerializeToString())
+    return report

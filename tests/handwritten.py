@@ -1,0 +1,126 @@
+"""Encoder layers as people write them from tutorials, and torch's exporters to ONNX."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+HIDDEN, LAYERS, HEADS, VOCABULARY = 32, 2, 4, 100
+
+
+class Block(nn.Module):
+    """Self-attention and a feed-forward layer; `style` is how the attention is written."""
+
+    def __init__(self, style: str, heads: int = HEADS, pre_norm: bool = False) -> None:
+        super().__init__()
+        self.style, self.heads, self.pre_norm = style, heads, pre_norm
+        self.head_dim = HIDDEN // heads
+        self.q, self.k, self.v, self.o = (nn.Linear(HIDDEN, HIDDEN) for _ in range(4))
+        self.up, self.down = nn.Linear(HIDDEN, 64), nn.Linear(64, HIDDEN)
+        self.norm1, self.norm2 = nn.LayerNorm(HIDDEN), nn.LayerNorm(HIDDEN)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[batch, sequence, heads, head_dim]"""
+        return x.view(x.shape[0], x.shape[1], self.heads, self.head_dim)
+
+    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (self.split(project(x)) for project in (self.q, self.k, self.v))
+        keys = mask[:, None, None, :]
+        if self.style == "einsum":
+            # A query scale that is not 1/sqrt(head_dim): it must not be replaced by the default.
+            scores = torch.einsum("bqnd,bknd->bnqk", q * 0.25, k)
+            weights = scores.masked_fill(keys == 0, -1e9).softmax(-1)
+            return self.o(torch.einsum("bnqk,bknd->bqnd", weights, v).reshape(x.shape))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        if self.style == "bmm":
+            return self.o(self.attend_merged(q, k, v, keys).reshape(x.shape))
+        scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
+        if self.style == "fill":
+            scores = scores.masked_fill(keys == 0, float("-inf"))
+        elif self.style == "additive":
+            scores = scores + (1.0 - keys.to(scores.dtype)) * -10000.0
+        elif self.style == "halved":
+            scores = (scores * math.sqrt(self.head_dim) / 2).masked_fill(keys == 0, -1e9)
+        return self.o((scores.softmax(-1) @ v).transpose(1, 2).contiguous().view(x.shape))
+
+    def attend_merged(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor) -> Tensor:
+        """Heads merged into the batch, and split again to apply the mask."""
+        batch, heads, sequence, head_dim = q.shape
+        q, k, v = (t.reshape(batch * heads, sequence, head_dim) for t in (q, k, v))
+        scores = torch.bmm(q, k.transpose(1, 2)) / math.sqrt(head_dim)
+        scores = scores.view(batch, heads, sequence, sequence).masked_fill(keys == 0, -1e9)
+        weights = scores.view(batch * heads, sequence, sequence).softmax(-1)
+        return torch.bmm(weights, v).view(batch, heads, sequence, head_dim).transpose(1, 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if self.pre_norm:
+            x = x + self.attend(self.norm1(x), mask)
+            return x + self.down(torch.relu(self.up(self.norm2(x))))
+        x = self.norm1(x + self.attend(x, mask))
+        return self.norm2(x + self.down(nn.functional.gelu(self.up(x))))
+
+
+class Encoder(nn.Module):
+    """An embedding, two blocks, and a head for every token."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(VOCABULARY, HIDDEN)
+        self.blocks = nn.ModuleList(Block(**options) for _ in range(LAYERS))
+        self.head = nn.Linear(HIDDEN, 3)
+        for parameter in self.parameters():
+            if parameter.ndim == 1:
+                nn.init.normal_(parameter, mean=0.3, std=0.1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embedding(input_ids)
+        for block in self.blocks:
+            x = block(x, attention_mask)
+        return self.head(x)
+
+
+class TorchEncoder(nn.Module):
+    """`nn.TransformerEncoder` behind the same inputs."""
+
+    def __init__(self, pre_norm: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(VOCABULARY, HIDDEN)
+        layer = nn.TransformerEncoderLayer(HIDDEN, HEADS, 64, batch_first=True, norm_first=pre_norm)
+        self.encoder = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.encoder(self.embedding(input_ids), src_key_padding_mask=attention_mask == 0)
+
+
+def export(module: nn.Module, path: Path, exporter: str, opset: int) -> Path:
+    """Export with torch's `dynamo` or `torchscript` exporter, batch and sequence dynamic."""
+    ids = torch.arange(14).view(2, 7)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    names = {"input_names": ["input_ids", "attention_mask"], "output_names": ["y"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if exporter == "torchscript":
+            axes = {name: {0: "batch", 1: "sequence"} for name in names["input_names"]}
+            torch.onnx.export(
+                module.eval(), (ids, mask), str(path), dynamo=False, opset_version=opset,
+                dynamic_axes=axes, **names,
+            )  # fmt: skip
+        else:
+            axes = {
+                0: torch.export.Dim("batch", max=4096),
+                1: torch.export.Dim("sequence", max=512),
+            }
+            program = torch.onnx.export(
+                module.eval(), (ids, mask), dynamo=True, opset_version=opset,
+                dynamic_shapes=(axes, axes), verbose=False, **names,
+            )  # fmt: skip
+            program.save(str(path))
+    return path

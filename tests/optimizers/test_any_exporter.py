@@ -1,0 +1,102 @@
+"""`tfc optimize model.onnx`: graphs that tfc did not export, by several exporters and opsets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from checkpoints import run_tfc
+from handwritten import Encoder, TorchEncoder, export
+
+from tfc.errors import BadInput
+from tfc.steps.optimize_file import optimize_file
+
+pytestmark = pytest.mark.ort
+
+MODELS = {
+    "masked_fill with -inf": (lambda: Encoder(style="fill"), 4),
+    "additive mask, pre-LN": (lambda: Encoder(style="additive", pre_norm=True), 3),
+    "einsum, query scaled by 0.25": (lambda: Encoder(style="einsum"), 4),
+    "scores divided by 2": (lambda: Encoder(style="halved"), 4),
+    "no mask": (lambda: Encoder(style="none"), 4),
+    "bmm, heads merged into the batch": (lambda: Encoder(style="bmm"), 4),
+    "one head": (lambda: Encoder(style="fill", heads=1), 4),
+}
+EXPORTERS = [("torchscript", 11), ("torchscript", 14), ("torchscript", 17), ("dynamo", 18),
+             ("dynamo", 23)]  # fmt: skip
+
+
+def outputs(path: Path) -> list[np.ndarray]:
+    """What the file gives for padding on the right, on the left and in holes."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    ids = np.random.default_rng(3).integers(0, 100, (3, 9))
+    found = []
+    for keep in ([1] * 5 + [0] * 4, [0] * 4 + [1] * 5, [1, 0, 1] * 3):
+        mask = np.ones_like(ids)
+        mask[1] = keep
+        feed = {"input_ids": ids, "attention_mask": mask}
+        names = {value.name for value in session.get_inputs()}
+        found.append(session.run(None, {k: v for k, v in feed.items() if k in names})[0])
+    return found
+
+
+@pytest.mark.parametrize(("exporter", "opset"), EXPORTERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_block_is_fused(model: str, exporter: str, opset: int, tmp_path: Path) -> None:
+    if "einsum" in model and opset < 12:
+        pytest.skip("ONNX has Einsum from opset 12 on")
+    make, norms = MODELS[model]
+    source = export(make(), tmp_path / "model.onnx", exporter, opset)
+    expected = outputs(source)
+    for target in ("onnxruntime", "tensorrt"):
+        fused = tmp_path / f"{target}.onnx"
+        report = optimize_file(source, fused, target)
+        assert report.summary() == f"attention 2/2, add+LayerNorm {norms}/{norms}"
+        assert report.reverted == []
+        if target == "onnxruntime":
+            for before, after in zip(expected, outputs(fused), strict=True):
+                assert np.abs(before - after).max() < 1e-5
+        else:
+            domains = {node.domain for node in onnx.load(fused).graph.node}
+            assert domains == {""}
+
+
+@pytest.mark.parametrize(("pre_norm", "norms"), [(False, 4), (True, 3)])
+@pytest.mark.parametrize("opset", [18, 23])
+def test_torchs_own_encoder(pre_norm: bool, norms: int, opset: int, tmp_path: Path) -> None:
+    source = export(TorchEncoder(pre_norm), tmp_path / "model.onnx", "dynamo", opset)
+    report = optimize_file(source, tmp_path / "out.onnx", "tensorrt")
+    assert report.summary() == f"attention 2/2, add+LayerNorm {norms}/{norms}"
+
+
+def test_the_command_writes_the_graph_and_prints_json(tmp_path: Path) -> None:
+    source = export(Encoder(style="fill"), tmp_path / "model.onnx", "torchscript", 17)
+    output = tmp_path / "out.onnx"
+    done = run_tfc("optimize", source, "--target", "onnxruntime", "-o", output, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["fusions"]["attention"] == {"found": 2, "expected": 2}
+    assert report["missed"] == []
+    assert report["reverted"] == []
+    onnx.checker.check_model(onnx.load(source))
+    assert sum(n.op_type == "SkipLayerNormalization" for n in onnx.load(output).graph.node) == 4
+
+
+def test_the_command_refuses_what_it_cannot_use(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a model")
+    done = run_tfc("optimize", broken, "--target", "tensorrt", "-o", tmp_path / "o.onnx")
+    assert done.returncode == 5
+    assert "the file is not an ONNX model" in done.stderr
+    done = run_tfc("optimize", broken, "--target", "tensorrt")
+    assert done.returncode == 2
+    assert "there is no place to write to" in done.stderr
+    with pytest.raises(BadInput, match="there is no such file"):
+        optimize_file(tmp_path / "none.onnx", tmp_path / "o.onnx", "tensorrt")
+    assert not (tmp_path / "o.onnx").exists()
