@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from tfc.errors import CheckFailed
+from tfc.runtime.padding import Feed, padded_left, with_holes
 
 # fp32 against fp32: the two sum in different orders. Measured on MiniLM and tiny random models:
 # below 3e-6 of the output's largest value. A wrong graph is off by far more than 1e-5 of it.
@@ -24,8 +25,6 @@ RELATIVE_TOLERANCE = 1e-5
 _BATCH = 8
 # What goes wrong is raised; it need not be printed too.
 _FATAL = 4
-
-Feed = dict[str, npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def feeds_from_texts(
     for start in range(0, len(texts), _BATCH):
         batch = list(texts[start : start + _BATCH])
         feed = _encode(tokenizer, batch, names, max_length)
-        feeds += [feed, _with_left_padding(feed), _with_holes(feed)]
+        feeds += [feed, padded_left(feed), with_holes(feed)]
     feeds.append(_encode(tokenizer, [max(texts, key=len)], names, max_length))
     feeds.append({name: array[:1, :1] for name, array in feeds[0].items()})
     return feeds
@@ -143,18 +142,3 @@ def _encode(tokenizer: Any, texts: list[str], names: Sequence[str], max_length: 
         return_token_type_ids="token_type_ids" in names,
     )
     return {name: encoded[name].astype(np.int64) for name in names}
-
-
-def _with_left_padding(feed: Feed) -> Feed:
-    """Each row rolled so that its padding comes first."""
-    lengths = feed["attention_mask"].sum(axis=1)
-    width = feed["attention_mask"].shape[1]
-    order = (np.arange(width)[None, :] + lengths[:, None]) % width
-    return {name: np.take_along_axis(array, order, axis=1) for name, array in feed.items()}
-
-
-def _with_holes(feed: Feed) -> Feed:
-    """Every third token masked, the first of each row kept."""
-    mask = feed["attention_mask"].copy()
-    mask[:, 2::3] = 0
-    return {**feed, "attention_mask": mask}

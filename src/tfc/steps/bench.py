@@ -17,9 +17,10 @@ from tfc.errors import BackendUnavailable, UsageError
 from tfc.manifest import Engine
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.cores import busy_share, usable_cores
+from tfc.runtime.padding import Feed
 from tfc.runtime.throughput import Cell, measure
 from tfc.runtime.tokenization import TextEncoder
-from tfc.steps.record import Feed, OnProgress, no_progress, sample_texts, versions_of
+from tfc.steps.record import OnProgress, no_progress, sample_texts, versions_of
 from tfc.steps.reference import Reference, reference_from_artifact
 
 PYTORCH = "pytorch"
@@ -107,21 +108,32 @@ def bench(
             runner = backend_of(engine.backend).load(artifact.file(engine.file), threads)
             stack.callback(runner.close)
             runners[name] = runner
-        cells = []
-        for number, (batch, length) in enumerate(shapes):
-            on_progress(f"{batch} × {length} tokens", number, len(shapes))
-            feed = _full_batch(artifact, batch, length)
-            contestants = _contestants(runners, reference, feed)
-            baseline = PYTORCH if reference is not None else None
-            cells.append(
-                measure(
-                    contestants, batch=batch, sequence=length, seconds=seconds, baseline=baseline
-                )
-            )
-        on_progress("done", len(shapes), len(shapes))
-    result = BenchResult(artifact, tuple(cells), tuple(contestants), left_out, threads, busy)
+        cells = _measured(artifact, shapes, runners, reference, seconds, on_progress)
+    contestants = tuple(cells[0].timings)
+    result = BenchResult(artifact, tuple(cells), contestants, left_out, threads, busy)
     _record(result)
     return result
+
+
+def _measured(
+    artifact: Artifact,
+    shapes: list[tuple[int, int]],
+    runners: dict[str, Any],
+    reference: Reference | None,
+    seconds: float,
+    on_progress: OnProgress,
+) -> list[Cell]:
+    """One cell per shape, all contestants in each."""
+    baseline = PYTORCH if reference is not None else None
+    cells = []
+    for number, (batch, length) in enumerate(shapes):
+        on_progress(f"{batch} × {length} tokens", number, len(shapes))
+        contestants = _contestants(runners, reference, _full_batch(artifact, batch, length))
+        cells.append(
+            measure(contestants, batch=batch, sequence=length, seconds=seconds, baseline=baseline)
+        )
+    on_progress("done", len(shapes), len(shapes))
+    return cells
 
 
 def _runnable(artifact: Artifact, asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:

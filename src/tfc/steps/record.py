@@ -5,16 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from tfc.artifact import SAMPLES, Artifact
+from tfc.runtime.padding import Feed, padded_left, with_holes
 
 # Called with (what is under way, done, total).
 OnProgress = Callable[[str, int, int], None]
-Feed = dict[str, npt.NDArray[Any]]
 
 # Graph passes are judged on this many texts and tokens each, which keeps a large model quick.
 _PROBE_TEXTS = 6
@@ -61,18 +57,4 @@ def probe_feeds(artifact: Artifact) -> list[Feed]:
     right = {name: array[:, :_PROBE_TOKENS] for name, array in right.items()}
     full = {name: array[:1, :8] for name, array in right.items()}
     single = {name: array[:1, :1] for name, array in right.items()}
-    return [right, _rolled_left(right), _with_holes(right), full, single]
-
-
-def _rolled_left(feed: Feed) -> Feed:
-    """The same rows with their padding on the left."""
-    mask = feed["attention_mask"]
-    width = mask.shape[1]
-    order = (np.arange(width)[None, :] + mask.sum(axis=1)[:, None]) % width
-    return {name: np.take_along_axis(array, order, axis=1) for name, array in feed.items()}
-
-
-def _with_holes(feed: Feed) -> Feed:
-    mask = feed["attention_mask"].copy()
-    mask[:, 2::3] = 0
-    return {**feed, "attention_mask": mask}
+    return [right, padded_left(right), with_holes(right), full, single]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.errors import BadCheckpoint, require
-from tfc.steps.record import Feed
+from tfc.runtime.padding import Feed
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from tfc.errors import BackendUnavailable, BadArtifact, UsageError
 from tfc.files import sha256_of_file
 from tfc.manifest import Engine, Verdict
 from tfc.runtime.backends import backend as backend_of
+from tfc.runtime.padding import Feed
 from tfc.runtime.parity import Parity, Tolerance, failures, parity_of, tolerance_of
 from tfc.runtime.tokenization import TextEncoder
-from tfc.steps.record import Feed, OnProgress, no_progress, sample_texts, versions_of
+from tfc.steps.record import OnProgress, no_progress, sample_texts, versions_of
 from tfc.steps.reference import reference_from_artifact
 
 VERIFIED, FAILED, NOT_RUN = "verified", "failed", "not run"
