@@ -18,12 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from tfc.optimizers.graph import constant
 from tfc.optimizers.lowering.attention_mask import ExpandAttentionMask
 from tfc.optimizers.precision.simulation import has_half, simulate_half
 
 Feed = Mapping[str, npt.NDArray[Any]]
 # An invalid graph raises; its error need not be printed too.
 _FATAL = 4
+# Weights from this many bytes on are handed to ONNX Runtime as they are, not serialized.
+_LARGE = 1 << 12
 
 Outputs = dict[str, npt.NDArray[Any]]
 
@@ -83,5 +86,29 @@ def _session(model: ir.Model) -> Any:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = _FATAL
+    weights = _taken_out(copy)
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
     serialized = ir.to_proto(copy).SerializeToString()
     return onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+
+
+def _taken_out(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
+    """The large weights by name; the model keeps references, so that it is small to serialize."""
+    weights = {}
+    for name, value in model.graph.initializers.items():
+        array = constant(value)
+        if array is None or array.nbytes < _LARGE or array.dtype.kind not in "fiu":
+            continue
+        array = np.ascontiguousarray(array)
+        weights[name] = array
+        assert value.const_value is not None
+        value.const_value = ir.ExternalTensor(
+            "handed over in memory",
+            offset=0,
+            length=array.nbytes,
+            dtype=value.const_value.dtype,
+            shape=ir.Shape(array.shape),
+            name=name,
+        )
+    return weights
