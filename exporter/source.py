@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tfc.artifact import MANIFEST
 from tfc.errors import BadCheckpoint
 from tfc.files import sha256_of_tree
 
@@ -111,6 +112,12 @@ def _folder_from_hub(checkpoint: str, revision: str | None, allow_pickle: bool) 
 
 def _config_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
+    if (folder / MANIFEST).is_file():
+        raise BadCheckpoint(
+            "this is an artifact, which tfc made from a checkpoint",
+            where=str(folder),
+            fix="Give the checkpoint itself; 'tfc inspect' tells where it was",
+        )
     if (folder / "adapter_config.json").is_file() and not path.is_file():
         raise BadCheckpoint(
             "this is a LoRA adapter without its base model",

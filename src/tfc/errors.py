@@ -158,4 +158,10 @@ def disk_errors(path: Path) -> Iterator[None]:
                 where=str(path),
                 fix="Choose a folder that you may write to",
             ) from error
+        if str(error.filename or "").startswith(str(path.parent)):
+            raise EnvironmentProblem(
+                f"this cannot be written: {error.strerror}",
+                where=str(path),
+                fix="Choose another place to write to",
+            ) from error
         raise

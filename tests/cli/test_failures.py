@@ -180,6 +180,15 @@ def test_really_no_space(tiny_artifact: Path, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc here")
+def test_a_place_where_nothing_can_be_written(
+    cli: Cli, tiny_artifact: Path, tmp_path: Path
+) -> None:
+    source = rows(tmp_path / "in.jsonl", '{"text": "hello"}')
+    text = message(quiet_run(cli, tiny_artifact, source, Path("/proc/out.jsonl")), 4)
+    assert "/proc/out.jsonl: this cannot be written: " in text
+
+
 def test_a_verification_that_fails_exits_with_1(cli: Cli, tiny_artifact: Path) -> None:
     import onnx_ir as ir
 

@@ -51,6 +51,11 @@ def test_a_folder_without_a_config(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "this folder is no checkpoint: it has no config.json"
 
 
+def test_an_artifact(tmp_path: Path) -> None:
+    what = refusal(folder_with(tmp_path, tfc__json="{}"))
+    assert what == "this is an artifact, which tfc made from a checkpoint"
+
+
 def test_a_lora_adapter(tmp_path: Path) -> None:
     what = refusal(folder_with(tmp_path, adapter_config__json="{}"))
     assert what == "this is a LoRA adapter without its base model"
