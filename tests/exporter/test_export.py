@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import TOKENIZER_FOLDER, save_tiny_checkpoint
+from checkpoints import TOKENIZER_FOLDER, run_tfc, save_tiny_checkpoint
 
 import tfc
 from tfc.errors import BadCheckpoint, CheckFailed, UsageError
@@ -128,6 +128,21 @@ def test_a_sentence_transformers_folder_gives_its_own_embeddings(tmp_path: Path)
     model = SentenceTransformer(str(TOKENIZER_FOLDER), device="cpu", local_files_only=True)
     expected = model.encode(texts)
     assert np.abs(got - expected).max() < 1e-6
+
+
+def test_a_hub_id_is_found_in_the_cache(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Offline, as on a machine that downloaded the model before."""
+    commit = "a" * 40
+    model = tmp_path / "hub" / "models--acme--tiny-intents"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(commit)
+    shutil.copytree(tiny_checkpoint, model / "snapshots" / commit)
+    done = run_tfc(
+        "export", "acme/tiny-intents", "-o", tmp_path / "a", HF_HUB_CACHE=str(tmp_path / "hub")
+    )
+    assert done.returncode == 0, done.stderr
+    checkpoint = tfc.Artifact.open(tmp_path / "a").manifest.checkpoint
+    assert checkpoint.source == "acme/tiny-intents"
 
 
 def test_a_base_checkpoint_is_no_classifier(tmp_path: Path) -> None:
