@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 Command = Callable[..., Any]
 
+if TYPE_CHECKING:
+    _RangeType = click.ParamType[tuple[int, int, int]]
+    _ListType = click.ParamType[tuple[int, ...]]
+else:  # generic in recent versions of click only
+    _RangeType = _ListType = click.ParamType
 
-class SizeRange(click.ParamType[tuple[int, int, int]]):
+
+class SizeRange(_RangeType):
     """`MIN:OPT:MAX`, or one size for all three."""
 
     name = "min:opt:max"
@@ -32,7 +38,7 @@ class SizeRange(click.ParamType[tuple[int, int, int]]):
         return sizes[0], sizes[1], sizes[2]
 
 
-class SizeList(click.ParamType[tuple[int, ...]]):
+class SizeList(_ListType):
     """`A,B,C`: a list of sizes."""
 
     name = "sizes"

@@ -65,8 +65,9 @@ def command(
         f"Output {result.output} on {result.rows} texts of {result.data}",
         ["engine", "verdict", ">max abs", ">mean abs", ">allowed", ">cosine", ">argmax"],
     )
+    decides = bool(opened.manifest.task.labels)
     for found in result.verdicts:
-        grid.add_row(found.engine, found.verdict, *_numbers(found))
+        grid.add_row(found.engine, found.verdict, *_numbers(found, decides))
     out.print(grid)
     for found in result.verdicts:
         if found.reason:
@@ -79,7 +80,8 @@ def command(
         ctx.exit(EXIT_CHECK_FAILED)
 
 
-def _numbers(found: EngineVerdict) -> list[str]:
+def _numbers(found: EngineVerdict, decides: bool) -> list[str]:
+    """The cells of one engine; the place of an embedding's largest value means nothing."""
     parity, tolerance = found.parity, found.tolerance
     if parity is None or tolerance is None:
         return ["-"] * 5
@@ -88,5 +90,5 @@ def _numbers(found: EngineVerdict) -> list[str]:
         f"{parity.mean_abs:.1e}",
         f"{tolerance.max_abs:.1e}",
         f"{parity.cosine:.6f}",
-        f"{parity.argmax_agreement:.2%}",
+        f"{parity.argmax_agreement:.2%}" if decides else "-",
     ]
