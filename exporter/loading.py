@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from tfc.errors import BadCheckpoint
+from tfc.errors import BadCheckpoint, first_line
 from tfc.exporter.modules import EmbeddingOf, LogitsOf
 from tfc.exporter.sentence_embedding import EmbeddingHead
 from tfc.exporter.source import Source
@@ -77,7 +77,7 @@ def tokenizer_from_source(source: Source, *, trust_remote_code: bool) -> Any:
             )
     except (*_LOADING_ERRORS, AttributeError, TypeError) as error:
         raise BadCheckpoint(
-            f"the tokenizer cannot be loaded ({_first_line(error)})",
+            f"the tokenizer cannot be loaded ({first_line(error)})",
             where=source.given,
             fix="Save it into the folder with tokenizer.save_pretrained()",
         ) from error
@@ -147,7 +147,7 @@ def _loading_failed(source: Source, error: Exception) -> BadCheckpoint:
             fix="Upgrade transformers, or correct model_type in config.json",
         )
     return BadCheckpoint(
-        f"transformers cannot load the checkpoint ({_first_line(error)})",
+        f"transformers cannot load the checkpoint ({first_line(error)})",
         where=source.given,
         fix="Check that its weights and config.json belong together",
     )
@@ -168,11 +168,6 @@ def _check_complete(source: Source, task: TaskSpec, info: dict[str, Any]) -> Non
                 where=source.given,
                 fix="Give the fine-tuned checkpoint, or the --task that it was trained for",
             )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
 @contextmanager

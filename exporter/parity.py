@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tfc.errors import CheckFailed
+from tfc.errors import CheckFailed, first_line
 from tfc.runtime.padding import Feed, padded_left, with_holes
 
 # fp32 against fp32: the two sum in different orders. Measured on MiniLM and tiny random models:
@@ -101,7 +101,7 @@ def _run(session: Any, feed: Feed, where: str) -> npt.NDArray[Any]:
     try:
         return np.asarray(session.run(None, feed, quiet)[0])
     except Exception as error:  # ONNX Runtime's errors have no common root
-        reason = str(error).strip().splitlines()[0].rpartition("Status Message: ")[2]
+        reason = first_line(error).rpartition("Status Message: ")[2]
         shape = "×".join(map(str, feed["input_ids"].shape))
         raise CheckFailed(
             f"the exported graph does not run on a batch of {shape} tokens: {reason}",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tfc.artifact import MANIFEST
-from tfc.errors import BadCheckpoint
+from tfc.errors import BadCheckpoint, first_line
 from tfc.files import sha256_of_tree
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
@@ -102,7 +102,7 @@ def _folder_from_hub(checkpoint: str, revision: str | None, allow_pickle: bool) 
     try:
         return Path(snapshot_download(checkpoint, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = first_line(error)
         raise BadCheckpoint(
             f"there is no folder of this name, and the hub did not give such a model ({reason})",
             where=checkpoint,

@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from tfc.errors import BadCheckpoint
+from tfc.errors import BadCheckpoint, first_line
 from tfc.exporter.patches import patch
 from tfc.manifest import Signature, TensorSpec
 
@@ -142,8 +142,7 @@ def _export_failed(module: torch.nn.Module, error: Exception) -> BadCheckpoint:
     causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
-    lines = [line.strip() for line in str(causes[-1]).splitlines() if line.strip()]
-    reason = (lines[0] if lines else type(error).__name__).rstrip(".")
+    reason = first_line(causes[-1])
     name = type(getattr(module, "model", module)).__name__
     return BadCheckpoint(
         f"torch.onnx cannot export {name}: {reason}",

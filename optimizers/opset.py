@@ -13,7 +13,7 @@ import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from tfc.errors import BadInput
+from tfc.errors import BadInput, first_line
 from tfc.optimizers.graph import attribute, is_op, nodes_of, only_user, replace_value
 from tfc.optimizers.passes import PassResult
 
@@ -33,7 +33,7 @@ def with_current_opset(model: onnx.ModelProto) -> ir.Model:
         except Exception as error:  # the converter's C++ errors have no common root
             raise BadInput(
                 f"the graph is at opset {version} and cannot be converted to {OPSET} "
-                f"({str(error).strip().splitlines()[0]})",
+                f"({first_line(error)})",
                 fix="Export it again at opset 17 or newer",
             ) from error
     return ir.from_proto(model)

@@ -17,7 +17,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from tfc.errors import ContractNotReached, UsageError
+from tfc.errors import ContractNotReached, UsageError, first_line
 from tfc.optimizers.cleaning import Fold
 from tfc.optimizers.contract import LABELS, Count, counts, expected_sites, fused_sites
 from tfc.optimizers.einsum import EinsumToMatMul
@@ -217,7 +217,7 @@ def _run(ledger: _Ledger, step: Pass) -> None:
     try:
         outputs = outputs_of(candidate, ledger.feeds)
     except Exception as error:  # an invalid graph is reported as such, whatever the executor says
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         ledger.entries.append(Entry(step.name, result.changed, float("inf"), True, reason))
         return
     difference = relative_difference(ledger.outputs, outputs)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from tfc.errors import first_line
 from tfc.optimizers.executor import outputs_of
 from tfc.optimizers.graph import constant, is_op, known_shape
 
@@ -81,7 +82,7 @@ def _why_not_run(model: ir.Model, sizes: Mapping[str, int]) -> str:
     try:
         outputs_of(model, [feed_of_sizes(model, sizes, seed=1)])
     except Exception as error:  # ONNX Runtime's errors have no common root
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return ""
 
 

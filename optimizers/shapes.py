@@ -19,11 +19,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from tfc.errors import first_line
 from tfc.optimizers.executor import outputs_of
 from tfc.optimizers.graph import add_constant, known_shape, nodes_of, replace_value
-from tfc.optimizers.passes import PassResult
+from tfc.optimizers.passes import PassResult, refusal
 from tfc.optimizers.probes import dynamic_axes, feed_of_sizes, sizes_of_probe
 
+KIND = "shapes"
 _PROBES = 3
 # Beyond this many dynamic axes a graph is no encoder, and products become ambiguous.
 _MAX_AXES = 4
@@ -46,8 +48,9 @@ class InferShapes:
         sizes = [sizes_of_probe(axes, number) for number in range(_PROBES)]
         try:
             shapes = _observed(model, unknown, sizes)
-        except Exception:  # a graph that runs at the sizes of its trace only tells nothing here
-            return PassResult(0)
+        except Exception as error:  # ONNX Runtime's errors have no common root
+            reason = f"the graph does not run at other sizes: {first_line(error)}"
+            return PassResult(0, (refusal(KIND, model.graph[0], reason),))
         told = 0
         for value, seen in zip(unknown, shapes, strict=True):
             if len({len(shape) for shape in seen}) != 1:

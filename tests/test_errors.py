@@ -105,3 +105,10 @@ def test_is_installed_answers_where_importlib_raises(monkeypatch):
     monkeypatch.setitem(sys.modules, "blocked_package", None)
     assert not is_installed("blocked_package")
     assert is_installed("json.decoder")
+
+
+def test_the_first_line_of_any_error() -> None:
+    from tfc.errors import first_line
+
+    assert first_line(ValueError("\n  it broke.\nlong story")) == "it broke"
+    assert first_line(KeyError()) == "KeyError"

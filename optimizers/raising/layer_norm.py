@@ -39,28 +39,17 @@ from tfc.optimizers.graph import insert_before, is_op, replace_value
 from tfc.optimizers.passes import Refusal, refusal
 from tfc.optimizers.raising.normalization import (
     DROPPED_AXIS,
-    End,
+    Match,
     Normalized,
-    ends,
     flat,
-    hidden_size,
     normalized,
     over_another_axis,
     scale_of,
+    site,
 )
-from tfc.optimizers.raising.primitives import escaping, producer, same, without_cast
+from tfc.optimizers.raising.primitives import producer, same, without_cast
 
 KIND = "layernorm"
-
-
-@dataclass(frozen=True)
-class Match:
-    """A site: the input, the node that normalises it, and where its norms end."""
-
-    x: ir.Value
-    epsilon: float
-    node: ir.Node
-    ends: tuple[End, ...]
 
 
 class LayerNorm:
@@ -78,15 +67,10 @@ class LayerNorm:
         if centred is None:
             return None
         x = without_cast(centred.value)
-        problem = _problem(found, centred) or escaping(x, node.outputs[0])
+        problem = _problem(found, centred)
         if problem:
             return refusal(KIND, node, problem)
-        found_ends = ends(found, KIND, with_bias=True)
-        if isinstance(found_ends, Refusal):
-            return found_ends
-        if any(hidden_size(node, end) is None for end in found_ends):
-            return refusal(KIND, node, "there is no scale, and the hidden size is not known")
-        return Match(x, found.epsilon, node, found_ends)
+        return site(KIND, node, x, found, with_bias=True)
 
     def rewrite(self, model: ir.Model, match: Match) -> None:
         """Put a norm in place of each end."""

@@ -16,6 +16,7 @@ from tfc.optimizers.graph import add_constant, attribute, constant, is_op
 from tfc.optimizers.passes import Refusal, refusal
 from tfc.optimizers.raising.primitives import (
     either_way,
+    escaping,
     number,
     producer,
     readers,
@@ -68,6 +69,16 @@ class End:
     bias: ir.Value | None = None
 
 
+@dataclass(frozen=True)
+class Match:
+    """A site of either norm: the input, the node that normalises it, where its norms end."""
+
+    x: ir.Value
+    epsilon: float
+    node: ir.Node
+    ends: tuple[End, ...]
+
+
 def normalized(node: ir.Node) -> Normalized | None:
     """What a `Div` or a `Mul` normalises, or None if it does not."""
     for value, divisor in either_way(node):
@@ -118,6 +129,24 @@ def ends(found: Normalized, kind: str, *, with_bias: bool) -> tuple[End, ...] | 
             return refusal(kind, node, end)
         result.append(end)
     return tuple(result)
+
+
+def site(
+    kind: str, node: ir.Node, x: ir.Value, found: Normalized, *, with_bias: bool
+) -> Match | Refusal:
+    """The site, once its own conditions hold: nothing inside is read elsewhere, the scale is known.
+
+    The last conditions of both norms: see their docstrings.
+    """
+    problem = escaping(x, node.outputs[0])
+    if problem:
+        return refusal(kind, node, problem)
+    found_ends = ends(found, kind, with_bias=with_bias)
+    if isinstance(found_ends, Refusal):
+        return found_ends
+    if any(hidden_size(node, end) is None for end in found_ends):
+        return refusal(kind, node, "there is no scale, and the hidden size is not known")
+    return Match(x, found.epsilon, node, found_ends)
 
 
 def hidden_size(node: ir.Node, end: End) -> int | None:

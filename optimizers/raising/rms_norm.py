@@ -29,35 +29,22 @@ is up to the kernel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 
 from tfc.optimizers.graph import insert_before, replace_value
 from tfc.optimizers.passes import Refusal, refusal
 from tfc.optimizers.raising.layer_norm import centring
 from tfc.optimizers.raising.normalization import (
-    End,
-    ends,
-    hidden_size,
+    Match,
     normalized,
     over_another_axis,
     scale_of,
+    site,
 )
-from tfc.optimizers.raising.primitives import escaping, without_cast
+from tfc.optimizers.raising.primitives import without_cast
 
 KIND = "rmsnorm"
 RMS_NORM_OPSET = 23
-
-
-@dataclass(frozen=True)
-class Match:
-    """A site: the input, the node that normalises it, and where its norms end."""
-
-    x: ir.Value
-    epsilon: float
-    node: ir.Node
-    ends: tuple[End, ...]
 
 
 class RMSNorm:
@@ -75,15 +62,9 @@ class RMSNorm:
         problem = found.problem or over_another_axis(found.mean)
         if not problem and without_cast(found.value) is not x:
             problem = "the value that is divided is not the one whose squares divide it"
-        problem = problem or escaping(x, node.outputs[0])
         if problem:
             return refusal(KIND, node, problem)
-        found_ends = ends(found, KIND, with_bias=False)
-        if isinstance(found_ends, Refusal):
-            return found_ends
-        if any(hidden_size(node, end) is None for end in found_ends):
-            return refusal(KIND, node, "there is no scale, and the hidden size is not known")
-        return Match(x, found.epsilon, node, found_ends)
+        return site(KIND, node, x, found, with_bias=False)
 
     def rewrite(self, model: ir.Model, match: Match) -> None:
         """Put a norm in place of each end."""

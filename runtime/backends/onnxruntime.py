@@ -21,6 +21,7 @@ from tfc.errors import (
     EnvironmentProblem,
     TfcError,
     UsageError,
+    first_line,
 )
 from tfc.files import link_or_copy
 from tfc.runtime.backends.base import Arrays, Availability, Built, Inputs, Profile, as_contiguous
@@ -200,6 +201,6 @@ def _says(error: Exception, texts: tuple[str, ...]) -> bool:
 
 def _clean(error: Exception) -> str:
     """The first line of ONNX Runtime's text, cut to what tells, without its final full stop."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = first_line(error)
     text = _PREAMBLE.sub("", line).strip(" .")
     return text if len(text) <= _MOST_TEXT else text[:_MOST_TEXT].rstrip() + " …"

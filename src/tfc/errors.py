@@ -131,6 +131,12 @@ def is_installed(module: str) -> bool:
         return False
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, without its full stop; its type if it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
 def require(module: str, extra: str) -> None:
     """Raise `MissingPackage` naming the extra to install, unless `module` can be imported."""
     if not is_installed(module):

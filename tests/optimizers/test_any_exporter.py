@@ -75,6 +75,16 @@ def test_torchs_own_encoder(pre_norm: bool, norms: int, opset: int, tmp_path: Pa
     assert report.summary() == f"attention 2/2, add+LayerNorm {norms}/{norms}"
 
 
+def test_a_graph_that_the_trace_fixed_to_one_batch_says_so(tmp_path: Path) -> None:
+    """TorchScript writes the traced batch size into nn.MultiheadAttention's reshapes."""
+    source = export(TorchEncoder(pre_norm=False), tmp_path / "model.onnx", "torchscript", 17)
+    report = optimize_file(source, tmp_path / "out.onnx", "onnxruntime")
+    assert report.counts["attention"].found < report.counts["attention"].expected
+    assert report.reverted == []
+    (shapes,) = [miss for miss in report.missed if miss.kind == "shapes"]
+    assert shapes.reason.startswith("the graph does not run at other sizes: ")
+
+
 def test_the_command_writes_the_graph_and_prints_json(tmp_path: Path) -> None:
     source = export(Encoder(style="fill"), tmp_path / "model.onnx", "torchscript", 17)
     output = tmp_path / "out.onnx"

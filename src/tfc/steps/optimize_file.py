@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfc.errors import BadInput, disk_errors, require
+from tfc.errors import BadInput, first_line, require
 from tfc.files import write_atomically
 from tfc.steps.record import OnProgress, no_progress
 
@@ -50,9 +50,10 @@ def optimize_file(
         proto = onnx.load(path)
         onnx.checker.check_model(proto)
     except Exception as error:  # protobuf, onnx and the file system have no common error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(
-            f"the file is not an ONNX model ({reason})", where=str(path), fix="Export it again"
+            f"the file is not an ONNX model ({first_line(error)})",
+            where=str(path),
+            fix="Export it again",
         ) from error
     graph = with_current_opset(proto)
     del proto
@@ -60,11 +61,10 @@ def optimize_file(
         feeds = ledger_feeds(graph)
     except RuntimeError as error:
         raise BadInput(
-            f"the model does not run on probe inputs ({str(error).strip().splitlines()[0]})",
+            f"the model does not run on probe inputs ({first_line(error)})",
             where=str(path),
             fix="Check it with ONNX Runtime, and name its dynamic axes",
         ) from error
     optimized, report = optimize(graph, target, feeds, allow_missed=True, on_pass=on_progress)
-    with disk_errors(Path(output)):
-        write_atomically(Path(output), ir.to_proto(optimized).SerializeToString())
+    write_atomically(Path(output), ir.to_proto(optimized).SerializeToString())
     return report
