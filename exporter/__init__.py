@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from tfc.exporter.export import Exported, export_checkpoint
+from tfc.exporter.export import export_checkpoint
+from tfc.exporter.exported import Exported
 
 __all__ = ["Exported", "export_checkpoint"]

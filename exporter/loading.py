@@ -13,10 +13,10 @@ import transformers
 from safetensors import SafetensorError
 
 from tfc.errors import BadCheckpoint, first_line
-from tfc.exporter.modules import EmbeddingOf, LogitsOf
+from tfc.exporter.modules import EmbeddingOf, ImageOutputsOf, TextOutputsOf
 from tfc.exporter.sentence_embedding import EmbeddingHead
 from tfc.exporter.source import Source
-from tfc.exporter.tasks import FEATURE_EXTRACTION, TaskSpec
+from tfc.exporter.tasks import FEATURE_EXTRACTION, IMAGE, TaskSpec
 
 # Tokenizers without a limit report 10^30.
 _NO_LIMIT = 1_000_000
@@ -53,8 +53,14 @@ def model_from_source(
 
 
 def wrapped(model: Any, task: TaskSpec, head: EmbeddingHead) -> torch.nn.Module:
-    """The model behind the one named output of its task."""
-    module = EmbeddingOf(model, head) if task.name == FEATURE_EXTRACTION else LogitsOf(model)
+    """The model behind the named outputs of its task."""
+    module: torch.nn.Module
+    if task.name == FEATURE_EXTRACTION:
+        module = EmbeddingOf(model, head)
+    elif task.reads == IMAGE:
+        module = ImageOutputsOf(model, task.outputs)
+    else:
+        module = TextOutputsOf(model, task.outputs)
     return module.eval()
 
 

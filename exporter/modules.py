@@ -1,7 +1,7 @@
 """The modules that are exported: a checkpoint's model behind named tensors.
 
-Each takes `input_ids`, `attention_mask` and, where the model has them, `token_type_ids`, all
-int64 `[batch, sequence]`, and gives one tensor.
+Those for text take `input_ids`, `attention_mask` and, where the model has them,
+`token_type_ids`, all int64 `[batch, sequence]`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,34 @@ from torch import Tensor
 from tfc.exporter.sentence_embedding import NO_POOLING, EmbeddingHead
 
 
-class LogitsOf(torch.nn.Module):
-    """Logits of a classifier: `[batch, labels]` or `[batch, sequence, labels]`."""
+class TextOutputsOf(torch.nn.Module):
+    """Fields of a text model's output, e.g. its logits."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, fields: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
+        self.fields = fields
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> Tensor:
-        """Logits, before softmax or sigmoid."""
-        return _call(self.model, input_ids, attention_mask, token_type_ids).logits
+    ) -> tuple[Tensor, ...]:
+        """The fields, in order; logits are given before softmax or sigmoid."""
+        found = _call(self.model, input_ids, attention_mask, token_type_ids)
+        return tuple(getattr(found, field) for field in self.fields)
+
+
+class ImageOutputsOf(torch.nn.Module):
+    """Fields of an image model's output; its input is `pixel_values` `[batch, c, h, w]`."""
+
+    def __init__(self, model: Any, fields: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.fields = fields
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """The fields, in order."""
+        found = self.model(pixel_values=pixel_values, return_dict=True)
+        return tuple(getattr(found, field) for field in self.fields)
 
 
 class EmbeddingOf(torch.nn.Module):

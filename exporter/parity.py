@@ -66,9 +66,10 @@ def check_export(
     parity = ExportParity(0.0, 0.0, 0)
     for feed in feeds:
         with torch.no_grad():
-            expected = module(*(torch.from_numpy(array) for array in feed.values())).numpy()
-        got = _run(session, feed, where)
-        parity = _worse(parity, expected, got)
+            given = module(*(torch.from_numpy(array) for array in feed.values()))
+        expected = given if isinstance(given, tuple) else (given,)
+        for value, got in zip(expected, _run(session, feed, where), strict=True):
+            parity = _worse(parity, value.numpy(), got)
     if not parity.relative <= RELATIVE_TOLERANCE:
         raise CheckFailed(
             f"the exported graph differs from the checkpoint by {parity.max_abs:.3g} on outputs "
@@ -93,18 +94,19 @@ def feeds_from_texts(
     return feeds
 
 
-def _run(session: Any, feed: Feed, where: str) -> npt.NDArray[Any]:
+def _run(session: Any, feed: Feed, where: str) -> list[npt.NDArray[Any]]:
     import onnxruntime
 
     quiet = onnxruntime.RunOptions()
     quiet.log_severity_level = _FATAL
     try:
-        return np.asarray(session.run(None, feed, quiet)[0])
+        return [np.asarray(array) for array in session.run(None, feed, quiet)]
     except Exception as error:  # ONNX Runtime's errors have no common root
         reason = first_line(error).rpartition("Status Message: ")[2]
-        shape = "×".join(map(str, feed["input_ids"].shape))
+        name, first = next(iter(feed.items()))
+        shape = "×".join(map(str, first.shape))
         raise CheckFailed(
-            f"the exported graph does not run on a batch of {shape} tokens: {reason}",
+            f"the exported graph does not run on {name} of {shape}: {reason}",
             where=where,
             fix="Report this model: its graph is wrong, and nothing was written",
         ) from error

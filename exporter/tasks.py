@@ -8,38 +8,113 @@ from tfc.errors import BadCheckpoint, UsageError
 from tfc.exporter.source import Source
 
 TEXT_CLASSIFICATION = "text-classification"
+ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
 TOKEN_CLASSIFICATION = "token-classification"
+QUESTION_ANSWERING = "question-answering"
+FILL_MASK = "fill-mask"
 FEATURE_EXTRACTION = "feature-extraction"
+IMAGE_CLASSIFICATION = "image-classification"
+IMAGE_FEATURE_EXTRACTION = "image-feature-extraction"
+TEXT_GENERATION = "text-generation"
+TEXT2TEXT_GENERATION = "text2text-generation"
+SPEECH_RECOGNITION = "automatic-speech-recognition"
+
+# What a model reads.
+TEXT, IMAGE, SPEECH = "text", "image", "speech"
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One task: its name, other names for it, the end of its architectures' names, its loader."""
+    """One task: its names, the ends of its architectures' names, its loader, what it reads.
+
+    `outputs` are the fields of the model's output that the graph gives; a task that generates
+    has none, its graphs are built elsewhere.
+    """
 
     name: str
     aliases: tuple[str, ...]
-    architecture_suffix: str
+    architectures: tuple[str, ...]
     auto_class: str
+    reads: str = TEXT
+    outputs: tuple[str, ...] = ("logits",)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model gives text, token by token."""
+        return not self.outputs
 
 
+# In the order in which an architecture's name is looked up: `Model` ends the names of others too.
 TASKS: tuple[TaskSpec, ...] = (
     TaskSpec(
         TEXT_CLASSIFICATION,
         ("sequence-classification", "sentiment-analysis"),
-        "ForSequenceClassification",
+        ("ForSequenceClassification",),
         "AutoModelForSequenceClassification",
     ),
     TaskSpec(
         TOKEN_CLASSIFICATION,
         ("ner",),
-        "ForTokenClassification",
+        ("ForTokenClassification",),
         "AutoModelForTokenClassification",
+    ),
+    TaskSpec(
+        QUESTION_ANSWERING,
+        ("extractive-question-answering",),
+        ("ForQuestionAnswering", "ForQuestionAnsweringSimple"),
+        "AutoModelForQuestionAnswering",
+        outputs=("start_logits", "end_logits"),
+    ),
+    TaskSpec(FILL_MASK, ("masked-lm",), ("ForMaskedLM",), "AutoModelForMaskedLM"),
+    TaskSpec(
+        IMAGE_CLASSIFICATION,
+        (),
+        ("ForImageClassification",),
+        "AutoModelForImageClassification",
+        reads=IMAGE,
+    ),
+    TaskSpec(
+        SPEECH_RECOGNITION,
+        ("asr", "speech-to-text"),
+        ("WhisperForConditionalGeneration", "ForSpeechSeq2Seq"),
+        "AutoModelForSpeechSeq2Seq",
+        reads=SPEECH,
+        outputs=(),
+    ),
+    TaskSpec(
+        TEXT2TEXT_GENERATION,
+        ("translation", "summarization", "seq2seq"),
+        ("ForConditionalGeneration", "MTModel"),
+        "AutoModelForSeq2SeqLM",
+        outputs=(),
+    ),
+    TaskSpec(
+        TEXT_GENERATION,
+        ("causal-lm",),
+        ("ForCausalLM", "LMHeadModel"),
+        "AutoModelForCausalLM",
+        outputs=(),
+    ),
+    TaskSpec(
+        IMAGE_FEATURE_EXTRACTION,
+        ("image-embedding",),
+        (),
+        "AutoModel",
+        reads=IMAGE,
+        outputs=("embedding",),
+    ),
+    TaskSpec(
+        ZERO_SHOT_CLASSIFICATION,
+        ("zero-shot",),
+        (),
+        "AutoModelForSequenceClassification",
     ),
     TaskSpec(
         FEATURE_EXTRACTION,
         ("sentence-similarity", "embedding"),
-        "Model",
+        ("Model", "CLIPTextModelWithProjection"),
         "AutoModel",
+        outputs=("embedding",),
     ),
 )
 
@@ -64,9 +139,11 @@ def task_of(source: Source, asked: str | None) -> TaskSpec:
             f"there is no task '{asked}'", fix=f"Choose one of: {', '.join(task_names())}"
         )
     if source.modules:
-        return next(task for task in TASKS if task.name == FEATURE_EXTRACTION)
+        return _task(FEATURE_EXTRACTION)
+    if reads_images(source) and not source.architecture.endswith("ForImageClassification"):
+        return _task(IMAGE_FEATURE_EXTRACTION)
     for task in TASKS:
-        if source.architecture.endswith(task.architecture_suffix):
+        if source.architecture.endswith(task.architectures):
             return task
     named = source.architecture or "no architecture in its config.json"
     raise BadCheckpoint(
@@ -74,3 +151,15 @@ def task_of(source: Source, asked: str | None) -> TaskSpec:
         where=source.given,
         fix=f"tfc exports {', '.join(task_names())}; choose one of them with --task if it applies",
     )
+
+
+def reads_images(source: Source) -> bool:
+    """Whether the class that the checkpoint was saved from takes pixels and no text."""
+    import transformers
+
+    known = getattr(transformers, source.architecture, None)
+    return getattr(known, "main_input_name", "") == "pixel_values"
+
+
+def _task(name: str) -> TaskSpec:
+    return next(task for task in TASKS if task.name == name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
@@ -13,46 +14,63 @@ import torch
 
 from tfc.errors import BadCheckpoint, first_line
 from tfc.exporter.patches import patch
-from tfc.manifest import Signature, TensorSpec
+from tfc.manifest import BATCH, SEQUENCE, Signature, TensorSpec
 
 # Opset 23 is the first with Attention and RMSNormalization, which keeps what the graph means.
 OPSET = 23
 # The exporter specialises sizes 0 and 1, so the example must have neither.
 _EXAMPLE_BATCH = 2
 _EXAMPLE_SEQUENCE = 7
+_NO_LIMIT = 1 << 20
 _SCOPES = "pkg.torch.onnx.name_scopes"
 MODULE_KEY = "tfc.module"
 
 
+@dataclass(frozen=True)
+class GraphInput:
+    """An input of a graph: an example, and which of its axes are dynamic (place → name)."""
+
+    name: str
+    example: torch.Tensor
+    axes: Mapping[int, str] = field(default_factory=dict)
+
+
 def onnx_from_module(
-    module: torch.nn.Module, input_names: Sequence[str], output_name: str, max_sequence: int | None
+    module: torch.nn.Module,
+    inputs: Sequence[GraphInput],
+    outputs: Sequence[str],
+    longest: Mapping[str, int] | None = None,
 ) -> ir.Model:
-    """Export a module that takes int64 `[batch, sequence]` tensors and gives one tensor.
+    """Export a module as a graph with the named inputs, outputs and dynamic axes.
 
     Every node carries the path of the module that it came from in its metadata (`tfc.module`).
 
     Args:
         module: the module, in evaluation mode.
-        input_names: its inputs, in the order of its `forward`.
-        output_name: the name of its output.
-        max_sequence: the longest sequence that it takes, or None.
+        inputs: its inputs, in the order of its `forward`.
+        outputs: the names of its outputs.
+        longest: the largest size of a dynamic axis, where one is known.
 
     Raises:
         BadCheckpoint: the exporter cannot follow the module; the message has its reason.
     """
-    example = _example(input_names)
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    sequence = torch.export.Dim("sequence", min=1, max=max_sequence or 1 << 20)
+    names = dict.fromkeys(name for each in inputs for name in each.axes.values())
+    dims = {
+        name: torch.export.Dim(name, min=1, max=(longest or {}).get(name, _NO_LIMIT))
+        for name in names
+    }
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
-                tuple(example),
+                tuple(each.example for each in inputs),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=list(input_names),
-                output_names=[output_name],
-                dynamic_shapes=tuple({0: batch, 1: sequence} for _ in example),
+                input_names=[each.name for each in inputs],
+                output_names=list(outputs),
+                dynamic_shapes=tuple(
+                    {place: dims[axis] for place, axis in each.axes.items()} for each in inputs
+                ),
                 verbose=False,
             )
         except Exception as error:  # whatever the model's own forward raises surfaces here
@@ -63,25 +81,31 @@ def onnx_from_module(
     return _without_name_clashes(model)
 
 
+def text_inputs(names: Sequence[str]) -> list[GraphInput]:
+    """Inputs `[batch, sequence]` that every text model takes: small ids, a mask with a hole."""
+    mask = torch.ones((_EXAMPLE_BATCH, _EXAMPLE_SEQUENCE), dtype=torch.int64)
+    mask[1, -2:] = 0
+    values = {
+        "input_ids": torch.arange(5, 5 + mask.numel()).view(mask.shape) % 64,
+        "attention_mask": mask,
+        "token_type_ids": torch.zeros(mask.shape, dtype=torch.int64),
+    }
+    return [GraphInput(name, values[name], {0: BATCH, 1: SEQUENCE}) for name in names]
+
+
+def image_input(channels: int, height: int, width: int) -> GraphInput:
+    """`pixel_values` `[batch, channels, height, width]`; only the batch is dynamic."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn((_EXAMPLE_BATCH, channels, height, width), generator=generator)
+    return GraphInput("pixel_values", pixels, {0: BATCH})
+
+
 def signature_of(model: ir.Model) -> Signature:
     """Names, types and shapes of a graph's inputs and outputs."""
     return Signature(
         inputs=[_spec_of(value) for value in model.graph.inputs],
         outputs=[_spec_of(value) for value in model.graph.outputs],
     )
-
-
-def _example(input_names: Sequence[str]) -> list[torch.Tensor]:
-    """Small inputs that every text model takes: ids within any vocabulary, a mask with a hole."""
-    shape = (_EXAMPLE_BATCH, _EXAMPLE_SEQUENCE)
-    mask = torch.ones(shape, dtype=torch.int64)
-    mask[1, -2:] = 0
-    values = {
-        "input_ids": torch.arange(5, 5 + mask.numel()).view(shape) % 64,
-        "attention_mask": mask,
-        "token_type_ids": torch.zeros(shape, dtype=torch.int64),
-    }
-    return [values[name] for name in input_names]
 
 
 def _spec_of(value: ir.Value) -> TensorSpec:

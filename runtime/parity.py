@@ -85,22 +85,23 @@ def tolerance_of(
 
 
 def parity_of(expected: Sequence[Array], got: Sequence[Array], tolerance: Tolerance) -> Parity:
-    """Compare two lists of arrays `[..., values]`, whose last axis is a vector each."""
-    reference = np.concatenate([e.reshape(-1, e.shape[-1]) for e in expected]).astype(np.float64)
-    engine = np.concatenate([g.reshape(-1, g.shape[-1]) for g in got]).astype(np.float64)
-    difference = np.abs(reference - engine)
-    if not np.isfinite(engine).all():
-        difference = np.where(np.isfinite(engine), difference, np.inf)
-    flips, beyond = _flips(reference, engine, tolerance.max_abs)
+    """Compare two lists of arrays `[..., values]`, whose last axis is a vector each.
+
+    The arrays of a list may differ in the length of their vectors.
+    """
+    pairs = [_vectors(e, g) for e, g in zip(expected, got, strict=True)]
+    difference = np.concatenate([_finite_difference(*pair).reshape(-1) for pair in pairs])
+    flips = [_flips(*pair, tolerance.max_abs) for pair in pairs]
+    vectors = sum(len(reference) for reference, _ in pairs)
     return Parity(
         max_abs=float(difference.max(initial=0.0)),
         mean_abs=float(difference.mean()),
         rms=float(np.sqrt(np.mean(difference**2))),
-        scale=float(np.abs(reference).max(initial=0.0)),
-        cosine=_least_cosine(reference, engine),
-        argmax_agreement=1.0 - flips / len(reference),
-        flips_beyond_noise=beyond,
-        vectors=len(reference),
+        scale=max(float(np.abs(reference).max(initial=0.0)) for reference, _ in pairs),
+        cosine=_least([_least_cosine(*pair) for pair in pairs]),
+        argmax_agreement=1.0 - sum(changed for changed, _ in flips) / vectors,
+        flips_beyond_noise=sum(beyond for _, beyond in flips),
+        vectors=vectors,
     )
 
 
@@ -114,6 +115,21 @@ def failures(parity: Parity, tolerance: Tolerance) -> list[str]:
     if parity.flips_beyond_noise:
         reasons.append(f"{parity.flips_beyond_noise} decisions changed beyond rounding")
     return reasons
+
+
+def _vectors(expected: Array, got: Array) -> tuple[Array, Array]:
+    """Both as float64 `[vectors, values]`."""
+    shape = (-1, expected.shape[-1])
+    return expected.reshape(shape).astype(np.float64), got.reshape(shape).astype(np.float64)
+
+
+def _finite_difference(reference: Array, engine: Array) -> Array:
+    difference = np.abs(reference - engine)
+    return np.where(np.isfinite(engine), difference, np.inf)
+
+
+def _least(cosines: list[float]) -> float:
+    return float("nan") if any(np.isnan(c) for c in cosines) else min(cosines, default=1.0)
 
 
 def _flips(reference: Array, engine: Array, allowed: float) -> tuple[int, int]:

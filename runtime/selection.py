@@ -65,7 +65,7 @@ def verdict_of(artifact: Artifact, name: str) -> str:
     """What parity says of the engine: `not run` too where it was built again since."""
     verdict = artifact.manifest.verdicts.get(name)
     engine = artifact.manifest.engines[name]
-    if verdict is None or verdict.engine_sha256 != artifact.sha256(engine.file):
+    if verdict is None or verdict.engine_sha256 != artifact.engine_sha256(engine):
         return NOT_RUN
     return verdict.verdict
 

@@ -19,6 +19,7 @@ from tfc.manifest import Manifest
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.batching import CPU, Limits, default_plan
 from tfc.runtime.cores import usable_cores
+from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.postprocess import Prediction, needs_offsets
 from tfc.runtime.predictor import Outcome, Predictor
 from tfc.runtime.selection import Choice, choose_engine
@@ -44,7 +45,7 @@ class Session:
         self,
         manifest: Manifest,
         choice: Choice,
-        runner: Runner,
+        runners: dict[str, Runner],
         encoder: TextEncoder | None,
         streams: int = 1,
     ) -> None:
@@ -54,7 +55,7 @@ class Session:
         self.verdict = choice.verdict
         self.hardware = choice.hardware
         self._profile = profile_of(choice.engine)
-        self._runner: Runner | None = runner
+        self._runners: dict[str, Runner] | None = runners
         self._predictor = (
             Predictor(self.task, self.signature, self._profile, encoder, streams)
             if encoder
@@ -83,11 +84,10 @@ class Session:
             raise UsageError(f"{threads} threads are not possible", fix="Give 1 or more")
         artifact = Artifact.open(path)
         choice = choose_engine(artifact, engine)
-        file = artifact.file(choice.engine.file)
         encoder = _encoder_of(artifact)
-        runner = choice.backend.load(file, threads)
+        runners = runners_from_engine(artifact, choice.engine, threads)
         streams = GPU_STREAMS if choice.hardware != CPU else threads or usable_cores()
-        return cls(artifact.manifest, choice, runner, encoder, streams)
+        return cls(artifact.manifest, choice, runners, encoder, streams)
 
     def predict(self, texts: Sequence[Text], batch_size: int | None = None) -> list[Prediction]:
         """One prediction per text, in their order (`tfc.runtime.postprocess` lists the keys).
@@ -165,9 +165,8 @@ class Session:
 
     def close(self) -> None:
         """Give back what the engine holds. Safe to call twice."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.close()
+        runners, self._runners = self._runners, None
+        close_all(runners or {})
 
     def __enter__(self) -> Session:
         return self
@@ -181,9 +180,9 @@ class Session:
         self.close()
 
     def _loaded(self) -> Runner:
-        if self._runner is None:
+        if self._runners is None:
             raise UsageError("this session was closed", fix="Load it again with Session.load")
-        return self._runner
+        return next(iter(self._runners.values()))
 
 
 def _encoder_of(artifact: Artifact) -> TextEncoder | None:

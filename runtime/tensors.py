@@ -19,7 +19,8 @@ _ANY = Range(1, 1, 1 << 31)
 def profile_of(engine: Engine) -> Profile:
     """The sizes that the engine was built for."""
     sizes = {axis: Range(*values) for axis, values in engine.profile.items()}
-    return Profile(sizes.get("batch", _ANY), sizes.get("sequence", _ANY))
+    batch, sequence = sizes.pop("batch", _ANY), sizes.pop("sequence", _ANY)
+    return Profile(batch, sequence, sizes)
 
 
 def check_tensors(
@@ -72,7 +73,7 @@ def _check_type(spec: TensorSpec, array: Any) -> None:
 
 
 def _check_size(spec: TensorSpec, profile: Profile, axis: int | str, size: int) -> None:
-    if isinstance(axis, str) and axis not in ("batch", "sequence"):
+    if isinstance(axis, str) and axis not in ("batch", "sequence", *profile.others):
         return
     allowed = profile.of_axis(axis)
     if not allowed.min <= size <= allowed.max:

@@ -16,6 +16,7 @@ from tfc.artifact import MANIFEST, Artifact, new_manifest_files
 from tfc.manifest import (
     Checkpoint,
     Engine,
+    Graph,
     Manifest,
     Preprocess,
     Signature,
@@ -78,7 +79,7 @@ def manifest(folder: Path) -> Manifest:
     engine = Engine(
         backend="onnxruntime",
         precision="fp32",
-        file=f"engines/{ENGINE}/model.onnx",
+        files={"model": f"engines/{ENGINE}/model.onnx"},
         state="runnable",
         state_reason="",
         profile={"batch": [1, 32, 256], "sequence": [1, 128, 512]},
@@ -95,7 +96,7 @@ def manifest(folder: Path) -> Manifest:
     verdict = Verdict(
         verdict="verified",
         reason="",
-        engine_sha256=files[engine.file].sha256,
+        engine_sha256=files[engine.files["model"]].sha256,
         data_sha256="0" * 64,
         tolerance={"max_abs": 1e-4},
         outputs={"logits": {"max_abs": 2.4e-6}},
@@ -106,12 +107,16 @@ def manifest(folder: Path) -> Manifest:
         tfc="0.1.0",
         checkpoint=Checkpoint("./support-intents", "a" * 64, "bert", "BertModel", 22_713_216),
         task=Task("text-classification", "single_label", [f"intent_{i}" for i in range(151)]),
-        signature=Signature(
-            [TensorSpec("input_ids", "int64", batch)],
-            [TensorSpec("logits", "float32", ["batch", 151])],
-        ),
+        graphs={
+            "model": Graph(
+                Signature(
+                    [TensorSpec("input_ids", "int64", batch)],
+                    [TensorSpec("logits", "float32", ["batch", 151])],
+                ),
+                {"attention": 6, "add_layernorm": 12},
+            )
+        },
         preprocess=Preprocess("tokenizer/tokenizer.json", 256, 0, 0, "right"),
-        fusion_sites={"attention": 6, "add_layernorm": 12},
         files=files,
         steps=[step("export"), step("optimize:onnxruntime", result=OPTIMIZED)],
         engines={ENGINE: engine},

@@ -125,7 +125,8 @@ def test_a_link_inside_the_folder_and_a_link_to_the_folder_are_fine(make_artifac
 
 
 MALFORMED = {
-    "newer schema": (lambda b: b.update(schema=2), "has schema 2, .* reads up to 1"),
+    "newer schema": (lambda b: b.update(schema=3), "has schema 3, .* reads up to 2"),
+    "older schema": (lambda b: b.update(schema=1), "has schema 1, which an older tfc wrote"),
     "schema zero": (lambda b: b.update(schema=0), "no schema version"),
     "no schema": (lambda b: b.pop("schema"), "no schema version"),
     "schema as text": (lambda b: b.update(schema="1"), "no schema version"),
@@ -141,7 +142,7 @@ MALFORMED = {
     "truth value as number": (lambda b: b["files"][MODEL].update(bytes=True), "bytes is bool"),
     "null": (lambda b: b.update(checkpoint=None), "manifest.checkpoint is NoneType"),
     "fraction as axis": (
-        lambda b: b["signature"]["inputs"][0].update(shape=[1.5]),
+        lambda b: b["graphs"]["model"]["signature"]["inputs"][0].update(shape=[1.5]),
         r"inputs\[0\].shape\[0\] is float",
     ),
 }

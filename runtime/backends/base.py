@@ -29,10 +29,11 @@ class Range:
 
 @dataclass(frozen=True)
 class Profile:
-    """The shapes an engine is built for: sizes of the axes `batch` and `sequence` (tokens)."""
+    """The shapes an engine is built for: sizes of the axes `batch`, `sequence` (tokens), others."""
 
     batch: Range = Range(1, 32, 256)
     sequence: Range = Range(1, 128, 512)
+    others: Mapping[str, Range] = field(default_factory=dict)
 
     def of_axis(self, axis: int | str) -> Range:
         """The sizes of one axis of a tensor: of a dynamic axis by name, or one fixed size."""
@@ -40,15 +41,15 @@ class Profile:
             return self.batch
         if axis == "sequence":
             return self.sequence
+        if axis in self.others:
+            return self.others[str(axis)]
         size = int(axis)
         return Range(size, size, size)
 
     def as_json(self) -> dict[str, list[int]]:
         """The profile as it stands in the manifest: axis → [min, opt, max]."""
-        return {
-            "batch": [self.batch.min, self.batch.opt, self.batch.max],
-            "sequence": [self.sequence.min, self.sequence.opt, self.sequence.max],
-        }
+        every = {"batch": self.batch, "sequence": self.sequence, **self.others}
+        return {axis: [sizes.min, sizes.opt, sizes.max] for axis, sizes in every.items()}
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Backend(Protocol):
 
     name: str
     target: str
+    suffix: str
 
     def availability(self) -> Availability:
         """What this backend can do here. Never raises; imports its library only to look."""

@@ -46,6 +46,7 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     target = "onnxruntime"
+    suffix = ".onnx"
 
     def availability(self) -> Availability:
         """What this backend can do here. Never raises."""

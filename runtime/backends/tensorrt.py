@@ -23,6 +23,7 @@ class TensorRTBackend:
     """Builds plans from strongly typed ONNX graphs, and runs them. See `Backend`."""
 
     target = "tensorrt"
+    suffix = ".plan"
 
     def __init__(self, flavor: Flavor) -> None:
         self.name = flavor.name

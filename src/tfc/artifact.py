@@ -3,10 +3,10 @@
 Layout (docs/artifact.md is the specification)::
 
     tfc.json                        the manifest, written last and atomically
-    model.onnx                      what export wrote, with the names in the signature
+    <graph>.onnx                    what export wrote: model.onnx, or encoder.onnx, decoder.onnx
     tokenizer/                      tokenizer.json and its configuration
     samples.jsonl                   the texts on which export checked parity
-    optimized/<target>.onnx         fused and lowered, fp32
+    optimized/<target>.onnx         fused and lowered, fp32 (<target>.<graph>.onnx if several)
     optimized/<target>.fp16.onnx    the same in another precision
     engines/<backend>-<precision>/  what a backend compiled
     reports/                        verify.json, bench.json
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -29,10 +30,10 @@ from pathlib import Path, PurePosixPath
 
 from tfc.errors import BadArtifact, EnvironmentProblem, disk_errors
 from tfc.files import sha256_of_file, sync
-from tfc.manifest import FileRecord, Manifest, Step, manifest_from_json, manifest_to_json
+from tfc.manifest import Engine, FileRecord, Manifest, Step, manifest_from_json, manifest_to_json
 
 MANIFEST = "tfc.json"
-MODEL = "model.onnx"
+ONNX = ".onnx"
 TOKENIZER = "tokenizer/tokenizer.json"
 SAMPLES = "samples.jsonl"
 VERIFY_REPORT = "reports/verify.json"
@@ -42,6 +43,11 @@ MAX_MANIFEST_BYTES = 64 << 20
 """Real manifests are some 100 kB; a reader should not fill its memory with a wrong one."""
 
 _STAGING = ".partial-"
+
+
+def graph_file(graph: str) -> str:
+    """The name of the file that export writes for a graph."""
+    return f"{graph}{ONNX}"
 
 
 class Artifact:
@@ -105,6 +111,13 @@ class Artifact:
         """The recorded hash of a file that the manifest names."""
         record = self.manifest.files.get(name)
         return record.sha256 if record is not None else ""
+
+    def engine_sha256(self, engine: Engine) -> str:
+        """The identity of an engine: its file's hash, or the hash over those of its files."""
+        hashes = [self.sha256(engine.files[graph]) for graph in sorted(engine.files)]
+        if len(hashes) == 1 or not all(hashes):
+            return hashes[0] if hashes else ""
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def up_to_date(self, step: Step) -> Step | None:
         """The earlier record of the same step, if running it again would change nothing.

@@ -14,7 +14,11 @@ from typing import Any
 
 from tfc.errors import BadArtifact
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# The names of graphs, and of their dynamic axes.
+MODEL, ENCODER, DECODER = "model", "encoder", "decoder"
+BATCH, SEQUENCE, ENCODER_SEQUENCE = "batch", "sequence", "encoder_sequence"
+PAST, TOTAL = "past", "total"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Task:
     `problem` is `single_label`, `multi_label` or `regression` for text-classification and empty
     otherwise. `labels[i]` names the i-th logit. `pooling` and `normalize` say what the graph
     does to the token embeddings in feature-extraction (`pooling` is `none` where the output is
-    one vector per token).
+    one vector per token). `generation` holds how a model that generates decodes by default: the
+    fields of transformers' GenerationConfig that differ from its defaults.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Task:
     labels: list[str] = field(default_factory=list)
     pooling: str = ""
     normalize: bool = False
+    generation: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,14 +74,39 @@ class Signature:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """One ONNX graph of the model, in the file `<its name>.onnx`.
+
+    `fusion_sites` holds what the model's config says that the graph must contain: `attention`
+    blocks and `add_layernorm` sites; it is empty where the graph's own structure is counted.
+    """
+
+    signature: Signature
+    fusion_sites: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def input_names(self) -> list[str]:
+        """The inputs' names, in order."""
+        return [spec.name for spec in self.signature.inputs]
+
+
+@dataclass(frozen=True)
 class Preprocess:
-    """How text becomes input tensors: `max_length` is in tokens, special tokens included."""
+    """How text becomes input tensors: `max_length` is in tokens, special tokens included.
+
+    `prompts` are texts that a model was trained to read before its input, by name, and
+    `default_prompt` names the one that is used when none is asked for. `mask_id` is the token
+    that fill-mask predicts.
+    """
 
     tokenizer: str
     max_length: int
     pad_id: int
     pad_type_id: int
     padding_side: str
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str = ""
+    mask_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,13 +134,14 @@ class Step:
 class Engine:
     """A compiled engine.
 
+    `files` maps each graph to what it was compiled to.
     `state` is `runnable` (it was loaded and run on the machine that built it) or
     `built, not run` with the reason in `state_reason`. `hardware` names what it was built for.
     """
 
     backend: str
     precision: str
-    file: str
+    files: dict[str, str]
     state: str
     state_reason: str
     profile: dict[str, list[int]]
@@ -136,21 +168,25 @@ class Verdict:
 class Manifest:
     """Everything that the artifact says about itself.
 
-    `fusion_sites` holds what the model's config says that the graph must contain:
-    `attention` blocks and `add_layernorm` sites.
+    `graphs` holds one graph called `model`, or `encoder` and `decoder` (`decoder` alone for a
+    model without an encoder) for one that generates.
     """
 
     tfc: str
     checkpoint: Checkpoint
     task: Task
-    signature: Signature
+    graphs: dict[str, Graph]
     preprocess: Preprocess | None
-    fusion_sites: dict[str, int]
     files: dict[str, FileRecord]
     steps: list[Step]
     engines: dict[str, Engine] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
+
+    @property
+    def signature(self) -> Signature:
+        """The tensors of the first graph, which takes what the preprocessing gives."""
+        return next(iter(self.graphs.values())).signature
 
     def step(self, name: str) -> Step | None:
         """The latest record of the step called `name`."""
@@ -183,6 +219,13 @@ def manifest_from_json(text: str, where: str) -> Manifest:
             f"the manifest has schema {schema}, and this tfc reads up to {SCHEMA_VERSION}",
             where=where,
             fix="Upgrade tfc with: pip install -U tfc",
+        )
+    if schema is not True and schema < SCHEMA_VERSION:
+        raise BadArtifact(
+            f"the manifest has schema {schema}, which an older tfc wrote; this one reads "
+            f"{SCHEMA_VERSION}",
+            where=where,
+            fix="Export the checkpoint again with: tfc export --overwrite",
         )
     try:
         manifest: Manifest = _decode(Manifest, data, "manifest")

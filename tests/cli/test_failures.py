@@ -74,12 +74,12 @@ def test_a_truncated_model(cli: Cli, tiny_artifact: Path) -> None:
 def test_a_truncated_model_with_a_matching_manifest(cli: Cli, tiny_artifact: Path) -> None:
     """Somebody signed the damage: the ONNX reader must still refuse it."""
     import tfc
-    from tfc.artifact import MODEL
+    from tfc.artifact import graph_file
 
     artifact = tfc.Artifact.open(tiny_artifact)
-    data = (tiny_artifact / MODEL).read_bytes()
+    data = (tiny_artifact / graph_file("model")).read_bytes()
     with artifact.change() as change:
-        change.path(MODEL).write_bytes(data[: len(data) // 2])
+        change.path(graph_file("model")).write_bytes(data[: len(data) // 2])
     text = message(cli("optimize", tiny_artifact, "--target", "tensorrt"), 5)
     assert "the file is not an ONNX model" in text
 
@@ -99,7 +99,7 @@ def test_a_manifest_from_a_newer_version(cli: Cli, tiny_artifact: Path) -> None:
     manifest = json.loads((tiny_artifact / "tfc.json").read_text())
     rows(tiny_artifact / "tfc.json", json.dumps({**manifest, "schema": 99}))
     text = message(cli("inspect", tiny_artifact), 5)
-    assert "the manifest has schema 99, and this tfc reads up to 1" in text
+    assert "the manifest has schema 99, and this tfc reads up to 2" in text
     assert "pip install -U tfc" in text
 
 

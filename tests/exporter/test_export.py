@@ -38,7 +38,7 @@ def test_the_artifact_is_self_contained(tiny_artifact: Path) -> None:
     )
     assert manifest.preprocess is not None
     assert manifest.preprocess.max_length == 128
-    assert manifest.fusion_sites == {"attention": 2, "add_layernorm": 4}
+    assert manifest.graphs["model"].fusion_sites == {"attention": 2, "add_layernorm": 4}
     parity = manifest.steps[0].result["parity"]
     assert 0 < parity["relative"] < parity["tolerance"] == 1e-5
     assert set(manifest.files) >= {"model.onnx", "samples.jsonl", "tokenizer/tokenizer.json"}
@@ -223,7 +223,7 @@ def test_a_wrong_graph_fails_the_export(
     """The exporter swaps two weights of the graph: parity must notice, and nothing is kept."""
     import onnx_ir as ir
 
-    import tfc.exporter.export as module
+    import tfc.exporter.text as module
 
     original = module.onnx_from_module
 

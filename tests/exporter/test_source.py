@@ -9,7 +9,7 @@ import pytest
 
 from tfc.errors import BadCheckpoint, UsageError
 from tfc.exporter.source import Source, source_from_checkpoint
-from tfc.exporter.tasks import task_of
+from tfc.exporter.tasks import task_names, task_of
 
 
 def locate(checkpoint: object, **allowed: bool) -> Source:
@@ -112,14 +112,13 @@ def test_the_task_is_told_by_the_architecture(tmp_path: Path, architecture: str,
 
 
 def test_an_unsupported_task_names_the_supported_ones(tmp_path: Path) -> None:
-    config = json.dumps({"architectures": ["T5ForConditionalGeneration"]})
+    config = json.dumps({"architectures": ["BertForPreTraining"]})
     source = locate(folder_with(tmp_path, config__json=config, model__safetensors="x"))
     with pytest.raises(BadCheckpoint) as caught:
         task_of(source, None)
     assert str(caught.value) == (
-        f"{tmp_path}: this checkpoint's task is not supported: T5ForConditionalGeneration. "
-        "tfc exports text-classification, token-classification, feature-extraction; "
-        "choose one of them with --task if it applies"
+        f"{tmp_path}: this checkpoint's task is not supported: BertForPreTraining. "
+        f"tfc exports {', '.join(task_names())}; choose one of them with --task if it applies"
     )
     assert task_of(source, "feature-extraction").name == "feature-extraction"
     with pytest.raises(UsageError, match="there is no task 'poetry'"):

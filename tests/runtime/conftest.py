@@ -19,6 +19,7 @@ from tfc.artifact import MANIFEST, Artifact, new_manifest_files
 from tfc.manifest import (
     Checkpoint,
     Engine,
+    Graph,
     Manifest,
     Preprocess,
     Signature,
@@ -146,7 +147,7 @@ def _manifest(folder: Path) -> Manifest:
     engine = Engine(
         backend="onnxruntime",
         precision="fp32",
-        file=f"engines/{ENGINE}/model.onnx",
+        files={"model": f"engines/{ENGINE}/model.onnx"},
         state="runnable",
         state_reason="",
         profile=PROFILE,
@@ -157,12 +158,16 @@ def _manifest(folder: Path) -> Manifest:
         tfc="0.1.0",
         checkpoint=Checkpoint("tiny", "a" * 64, "bert", "BertForSequenceClassification", 1),
         task=Task("text-classification", "single_label", LABELS),
-        signature=Signature(
-            [TensorSpec(name, "int64", axes) for name in INPUTS],
-            [TensorSpec("logits", "float32", ["batch", len(LABELS)])],
-        ),
+        graphs={
+            "model": Graph(
+                Signature(
+                    [TensorSpec(name, "int64", axes) for name in INPUTS],
+                    [TensorSpec("logits", "float32", ["batch", len(LABELS)])],
+                ),
+                {"attention": 2, "add_layernorm": 4},
+            )
+        },
         preprocess=Preprocess("tokenizer/tokenizer.json", MAX_LENGTH, 0, 0, "right"),
-        fusion_sites={"attention": 2, "add_layernorm": 4},
         files=new_manifest_files(folder),
         steps=[],
         engines={ENGINE: engine},

@@ -50,7 +50,7 @@ def engine_of(path: Path) -> Any:
 
 def verdict(path: Path, word: str, sha256: str | None = None) -> Verdict:
     artifact = Artifact.open(path)
-    own = artifact.sha256(artifact.manifest.engines[ENGINE].file)
+    own = artifact.sha256(artifact.manifest.engines[ENGINE].files["model"])
     return Verdict(word, "", own if sha256 is None else sha256, "d", {}, {}, {}, "CPU")
 
 
@@ -106,7 +106,7 @@ def test_prefers_the_engine_that_is_verified(tiny: Any, rewrite: Any) -> None:
 
 def verdict_for(path: Path, name: str, word: str) -> Verdict:
     artifact = Artifact.open(path)
-    own = artifact.sha256(artifact.manifest.engines[name].file)
+    own = artifact.sha256(artifact.manifest.engines[name].files["model"])
     return Verdict(word, "", own, "d", {}, {}, {}, "CPU")
 
 
@@ -159,7 +159,7 @@ def test_an_unknown_engine_lists_those_that_are_there(tiny: Any) -> None:
 
 
 def test_a_changed_engine_file_is_refused(tiny: Any) -> None:
-    file = tiny.path / engine_of(tiny.path).file
+    file = tiny.path / engine_of(tiny.path).files["model"]
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
@@ -168,7 +168,7 @@ def test_a_changed_engine_file_is_refused(tiny: Any) -> None:
 
 
 def test_a_damaged_engine_with_a_matching_hash_is_refused(tiny: Any, rewrite: Any) -> None:
-    file = tiny.path / engine_of(tiny.path).file
+    file = tiny.path / engine_of(tiny.path).files["model"]
     file.write_bytes(file.read_bytes()[:5000])
     rewrite(tiny.path, files=new_manifest_files(tiny.path))
     with pytest.raises(BadArtifact, match="tfc build-engine") as caught:
@@ -248,7 +248,8 @@ class Recorder:
 
 
 def recording(session: Session, **values: Any) -> Recorder:
-    session._runner = recorder = Recorder(session._runner, **values)
+    recorder = Recorder(session._runners["model"], **values)
+    session._runners = {"model": recorder}
     return recorder
 
 
@@ -426,7 +427,8 @@ def test_several_batches_run_at_once_on_several_threads(
     with Session.load(tiny.path, threads=threads) as session:
         if session.hardware != "CPU":
             pytest.skip("on a GPU the number of threads does not count")
-        session._runner = gate = Gate(session._runner)
+        gate = Gate(session._runners["model"])
+        session._runners = {"model": gate}
         found = session.predict(["one", "two", "three", "four"], batch_size=2)
     assert gate.together is together
     assert len(found) == 4

@@ -53,7 +53,7 @@ def test_an_engine_that_cannot_be_run_here_is_recorded_as_just_that(tiny_artifac
     engine = tfc.build_engine(artifact, precision="fp16", backend="tensorrt-rtx").engine
     assert engine.state == "built, not run"
     assert "no NVIDIA driver is installed here" in engine.state_reason
-    assert artifact.sha256(engine.file)
+    assert artifact.sha256(engine.files["model"])
     verdicts = {v.engine: v.verdict for v in tfc.verify(artifact).verdicts}
     assert verdicts == {"onnxruntime-fp32": "verified", "tensorrt-rtx-fp16": "not run"}
     with tfc.Session.load(tiny_artifact) as session:
@@ -114,5 +114,5 @@ def test_what_overflows_in_fp16_is_kept_in_fp32(tmp_path: Path) -> None:
     assert built.notes[0].startswith("kept in fp32 because fp16 overflows: ")
     assert step.result["difference"] < 1e-2
     naive, _ = half_from_fp32(ir.load(artifact.file("optimized/tensorrt.onnx")))
-    outputs = outputs_of(naive, probe_feeds(artifact))
+    outputs = outputs_of(naive, probe_feeds(artifact, "model"))
     assert not all(np.isfinite(found["logits"]).all() for found in outputs)

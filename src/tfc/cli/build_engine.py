@@ -62,10 +62,11 @@ def command(
             on_progress=lambda what, done, total: report(done, total, what),
         )
     engine = result.engine
-    size = opened.manifest.files[engine.file].bytes
+    files = engine.files.values()
+    size = sum(opened.manifest.files[file].bytes for file in files)
     rows = {
         "backend": result.why,
-        "file": f"{engine.file}, {human_bytes(size)}",
+        "file": f"{', '.join(files)}, {human_bytes(size)}",
         "runs on": engine.hardware,
         "state": _state(engine),
         "profile": ", ".join(

@@ -56,7 +56,7 @@ def _sections(artifact: Artifact) -> list[RenderableType]:
         _files(artifact),
         _steps(manifest),
         *(section for step in optimized for section in _fusions(step)),
-        *(facts(f"Engine {printable(n)}", _engine(manifest, n, engine)) for n, engine in engines),
+        *(facts(f"Engine {printable(n)}", _engine(artifact, n, engine)) for n, engine in engines),
     ]
 
 
@@ -105,8 +105,10 @@ def _signature(manifest: Manifest) -> RenderableType:
             cells = (direction, tensor.name, tensor.dtype, f"[{shape}]")
             grid.add_row(*map(printable, cells))
 
-    add("in", manifest.signature.inputs)
-    add("out", manifest.signature.outputs)
+    for name, graph in manifest.graphs.items():
+        prefix = f"{name} " if len(manifest.graphs) > 1 else ""
+        add(f"{prefix}in", graph.signature.inputs)
+        add(f"{prefix}out", graph.signature.outputs)
     return grid
 
 
@@ -184,8 +186,9 @@ def _largest(passes: list[Mapping[str, Any]]) -> str:
     return f", the numbers by at most {_plain(difference)} ({name})"
 
 
-def _engine(manifest: Manifest, name: str, engine: Engine) -> dict[str, str]:
-    record = manifest.files.get(engine.file)
+def _engine(artifact: Artifact, name: str, engine: Engine) -> dict[str, str]:
+    manifest = artifact.manifest
+    sha256 = artifact.engine_sha256(engine)
     reason = f": {engine.state_reason}" if engine.state_reason else ""
     rows = {
         "backend": engine.backend,
@@ -196,10 +199,15 @@ def _engine(manifest: Manifest, name: str, engine: Engine) -> dict[str, str]:
         "profile": _profile(engine.profile),
         "audit": _figures({key: value for key, value in engine.audit.items() if value}),
         "wanted": _figures(_mapping(engine.audit.get("wanted"))),
-        "verdict": _verdict(manifest.verdicts.get(name), record.sha256 if record else ""),
-        "file": f"{engine.file}, {human_bytes(record.bytes)}" if record else engine.file,
+        "verdict": _verdict(manifest.verdicts.get(name), sha256),
+        "file": "\n".join(_sized(manifest, file) for file in engine.files.values()),
     }
     return {name: value for name, value in rows.items() if value}
+
+
+def _sized(manifest: Manifest, file: str) -> str:
+    record = manifest.files.get(file)
+    return f"{file}, {human_bytes(record.bytes)}" if record else file
 
 
 def _profile(profile: Mapping[str, list[int]]) -> str:

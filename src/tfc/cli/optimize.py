@@ -77,7 +77,7 @@ def _optimized_artifact(
             on_progress=lambda what, done, total: report(done, total, what),
         )
     if result.skipped and not quiet:
-        out.print(f"{result.file} is up to date")
+        out.print(f"{', '.join(result.files.values())} is up to date")
     return result.report
 
 

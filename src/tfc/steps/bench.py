@@ -14,12 +14,13 @@ import numpy as np
 
 from tfc.artifact import BENCH_REPORT, Artifact
 from tfc.errors import BackendUnavailable, UsageError
-from tfc.manifest import Engine
+from tfc.manifest import MODEL, Engine
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.cores import busy_share, usable_cores
+from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.padding import Feed
 from tfc.runtime.throughput import Cell, measure
-from tfc.runtime.tokenization import TextEncoder
+from tfc.steps.cases import text_encoder_of
 from tfc.steps.record import OnProgress, no_progress, sample_texts, versions_of
 from tfc.steps.reference import Reference, reference_from_artifact
 
@@ -105,9 +106,9 @@ def bench(
         runners = {}
         for name in names:
             engine = artifact.manifest.engines[name]
-            runner = backend_of(engine.backend).load(artifact.file(engine.file), threads)
-            stack.callback(runner.close)
-            runners[name] = runner
+            loaded = runners_from_engine(artifact, engine, threads)
+            stack.callback(close_all, loaded)
+            runners[name] = loaded[MODEL]
         cells = _measured(artifact, shapes, runners, reference, seconds, on_progress)
     contestants = tuple(cells[0].timings)
     result = BenchResult(artifact, tuple(cells), contestants, left_out, threads, busy)
@@ -190,10 +191,8 @@ def _ranges(engine: Engine) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _full_batch(artifact: Artifact, batch: int, length: int) -> Feed:
     """Rows of real tokens, exactly `length` each, special tokens at both ends."""
-    manifest = artifact.manifest
-    assert manifest.preprocess is not None
-    names = [spec.name for spec in manifest.signature.inputs]
-    encoder = TextEncoder(artifact.file(manifest.preprocess.tokenizer), manifest.preprocess, names)
+    names = [spec.name for spec in artifact.manifest.signature.inputs]
+    encoder = text_encoder_of(artifact)
     (encoding,) = encoder.encode([" ".join(sample_texts(artifact))])
     ids = np.asarray(encoding.ids, np.int64)
     inner = np.resize(ids[1:-1] if len(ids) > 2 else ids, max(0, length - 2))

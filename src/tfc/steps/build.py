@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tfc.artifact import Artifact
 from tfc.errors import ContractNotReached, UsageError
-from tfc.manifest import Engine, Step
+from tfc.manifest import (
+    DECODER,
+    ENCODER,
+    ENCODER_SEQUENCE,
+    PAST,
+    TOTAL,
+    Engine,
+    Graph,
+    Manifest,
+    Step,
+)
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.backends import choose_backend
 from tfc.runtime.backends.base import Availability, Backend, Built, Inputs, Profile, Range
@@ -73,14 +84,18 @@ def build_engine(
     optimize(artifact, chosen.target, allow_missed=allow_missed, on_progress=on_progress)
     on_progress("setting the precision", 0, 1)
     weights_only = chosen.target == "onnxruntime" and available.hardware == _CPU
-    model = convert(artifact, chosen.target, precision, weights_only=weights_only)
+    models = {
+        graph: convert(artifact, chosen.target, graph, precision, weights_only=weights_only)
+        for graph in artifact.manifest.graphs
+    }
     name = engine_name(chosen.name, precision)
-    notes = _notes(artifact, model, precision, weights_only)
+    notes = _notes(artifact, models, precision, weights_only)
+    files = {graph: f"engines/{name}/{graph}{chosen.suffix}" for graph in models}
     step = Step(
         name=f"build-engine:{name}",
         options={"profile": profile.as_json(), "allow_missed": allow_missed},
-        inputs={model: artifact.sha256(model)},
-        outputs=[f"engines/{name}/{_file_name(chosen)}"],
+        inputs={model: artifact.sha256(model) for model in models.values()},
+        outputs=list(files.values()),
         versions={chosen.name: available.version, "hardware": available.hardware},
         seconds=0.0,
     )
@@ -88,7 +103,8 @@ def build_engine(
         engine = artifact.manifest.engines[name]
         return BuildResult(artifact, name, engine, why, notes, skipped=True)
     on_progress(f"building with {chosen.name}", 0, 1)
-    engine, more = _build(artifact, chosen, available, step, profile, precision)
+    plan = _Plan(models, files, profile, precision)
+    engine, more = _build(artifact, chosen, available, step, plan)
     return BuildResult(artifact, name, engine, why, notes + more, skipped=False)
 
 
@@ -106,22 +122,31 @@ def profile_of(
     preprocess = artifact.manifest.preprocess
     limit = preprocess.max_length if preprocess is not None else default.sequence.max
     longest = Range(1, min(default.sequence.opt, limit), limit)
-    chosen = Profile(
-        batch=Range(*batch) if batch else default.batch,
-        sequence=Range(*sequence) if sequence else longest,
-    )
-    for axis, sizes in (("batch", chosen.batch), ("seq", chosen.sequence)):
+    rows = Range(*batch) if batch else default.batch
+    tokens = Range(*sequence) if sequence else longest
+    for axis, sizes in (("batch", rows), ("seq", tokens)):
         if not 1 <= sizes.min <= sizes.opt <= sizes.max:
             raise UsageError(
                 f"--{axis} {sizes.min}:{sizes.opt}:{sizes.max} is not in order",
                 fix=f"Give the smallest, best and largest size, e.g. --{axis} 1:32:256",
             )
-    if chosen.sequence.max > limit:
+    if tokens.max > limit:
         raise UsageError(
-            f"--seq goes up to {chosen.sequence.max} tokens, and this artifact takes {limit}",
+            f"--seq goes up to {tokens.max} tokens, and this artifact takes {limit}",
             fix=f"Give at most {limit}",
         )
-    return chosen
+    return Profile(rows, tokens, _decoder_axes(artifact.manifest, tokens))
+
+
+def _decoder_axes(manifest: Manifest, tokens: Range) -> dict[str, Range]:
+    """The axes of a model that generates: what it has read and said grows from nothing."""
+    found: dict[str, Range] = {}
+    if ENCODER in manifest.graphs:
+        found[ENCODER_SEQUENCE] = tokens
+    if DECODER in manifest.graphs:
+        found[PAST] = Range(0, tokens.opt, tokens.max)
+        found[TOTAL] = Range(1, tokens.opt, 2 * tokens.max)
+    return found
 
 
 def _choose(asked: str, precision: str) -> tuple[Backend, str]:
@@ -139,67 +164,85 @@ def _choose(asked: str, precision: str) -> tuple[Backend, str]:
     return chosen, f"{asked}: as asked"
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is built: graph → model, graph → engine file, for which sizes, in which precision."""
+
+    models: dict[str, str]
+    files: dict[str, str]
+    profile: Profile
+    precision: str
+
+
 def _build(
-    artifact: Artifact,
-    chosen: Backend,
-    available: Availability,
-    step: Step,
-    profile: Profile,
-    precision: str,
+    artifact: Artifact, chosen: Backend, available: Availability, step: Step, plan: _Plan
 ) -> tuple[Engine, tuple[str, ...]]:
     begun = time.perf_counter()
-    (model,), (file,) = step.inputs, step.outputs
-    inputs = Inputs(
-        {spec.name: (spec.dtype, tuple(spec.shape)) for spec in artifact.manifest.signature.inputs}
-    )
     with artifact.change() as change:
-        built = chosen.build(artifact.file(model), change.path(file), inputs, profile)
-        audit, notes = _audit(artifact, chosen, built, precision, step.options["allow_missed"])
-        state, reason = _try_loading(chosen, available, change.path(file))
+        built: list[Built] = []
+        for graph, model in plan.models.items():
+            inputs = _inputs(artifact.manifest.graphs[graph])
+            target = change.path(plan.files[graph])
+            built.append(chosen.build(artifact.file(model), target, inputs, plan.profile))
+        allow_missed = bool(step.options["allow_missed"])
+        audit, notes = _audit(artifact, chosen, built, plan.precision, allow_missed)
+        state, reason = _try_loading(chosen, available, [*map(change.path, plan.files.values())])
         engine = Engine(
             backend=chosen.name,
-            precision=precision,
-            file=file,
+            precision=plan.precision,
+            files=plan.files,
             state=state,
             state_reason=reason,
-            profile=profile.as_json(),
-            versions=dict(built.versions),
-            hardware=built.hardware,
+            profile=plan.profile.as_json(),
+            versions=dict(built[0].versions),
+            hardware=built[0].hardware,
             audit=audit,
         )
         seconds = time.perf_counter() - begun
         change.record(dataclasses.replace(step, seconds=seconds, result={"audit": audit}))
-        name = engine_name(chosen.name, precision)
+        name = engine_name(chosen.name, plan.precision)
         verdicts = {k: v for k, v in change.manifest.verdicts.items() if k != name}
         change.manifest = dataclasses.replace(
             change.manifest,
             engines={**change.manifest.engines, name: engine},
             verdicts=verdicts,
         )
-    return engine, (*built.notes, *notes)
+    return engine, (*dict.fromkeys(note for one in built for note in one.notes), *notes)
 
 
-def _try_loading(chosen: Backend, available: Availability, file: Path) -> tuple[str, str]:
+def _inputs(graph: Graph) -> Inputs:
+    return Inputs({spec.name: (spec.dtype, tuple(spec.shape)) for spec in graph.signature.inputs})
+
+
+def _try_loading(
+    chosen: Backend, available: Availability, files: Sequence[Path]
+) -> tuple[str, str]:
     """Whether the engine runs here; one that was built for elsewhere is said to be just that."""
     if not available.can_run:
         return NOT_RUN, available.why_not_run
-    chosen.load(file).close()
+    for file in files:
+        chosen.load(file).close()
     return RUNNABLE, ""
 
 
 def _audit(
-    artifact: Artifact, chosen: Backend, built: Built, precision: str, allow_missed: bool
+    artifact: Artifact,
+    chosen: Backend,
+    built: Sequence[Built],
+    precision: str,
+    allow_missed: bool,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Compare the compiled kernels with the fusions of the graph.
 
     Raises:
         ContractNotReached: an attention block or add+LayerNorm site has no fused kernel.
     """
-    if not built.kernels:
+    kernels = tuple(kernel for one in built for kernel in one.kernels)
+    if not kernels:
         return {}, ()
     from tfc.runtime.backends.kernels import audit_of_kernels
 
-    audit = audit_of_kernels(built.kernels)
+    audit = audit_of_kernels(kernels)
     step = artifact.manifest.step(step_name(chosen.target))
     fusions = step.result["fusions"] if step is not None else {}
     wanted = {
@@ -225,11 +268,9 @@ def _audit(
     return {**dataclasses.asdict(audit), "wanted": wanted}, tuple(short)
 
 
-def _file_name(chosen: Backend) -> str:
-    return "model.onnx" if chosen.target == "onnxruntime" else "model.plan"
-
-
-def _notes(artifact: Artifact, model: str, precision: str, weights_only: bool) -> tuple[str, ...]:
+def _notes(
+    artifact: Artifact, models: dict[str, str], precision: str, weights_only: bool
+) -> tuple[str, ...]:
     if precision == "fp32":
         return ()
     if weights_only:
@@ -237,6 +278,6 @@ def _notes(artifact: Artifact, model: str, precision: str, weights_only: bool) -
             "the CPU has no half-precision kernels here: weights are stored in fp16, "
             "arithmetic stays in fp32",
         )
-    step = artifact.manifest.step(f"precision:{model}")
-    pinned = step.result["overflows_in"] if step is not None else []
+    steps = [artifact.manifest.step(f"precision:{model}") for model in models.values()]
+    pinned = [name for step in steps if step is not None for name in step.result["overflows_in"]]
     return (f"kept in fp32 because fp16 overflows: {', '.join(pinned)}",) if pinned else ()

@@ -156,9 +156,8 @@ def _manifest(exported: Exported, folder: Path, step: Step, seconds: float) -> M
         tfc=step.versions["tfc"],
         checkpoint=exported.checkpoint,
         task=exported.task,
-        signature=exported.signature,
+        graphs=exported.graphs,
         preprocess=exported.preprocess,
-        fusion_sites=exported.fusion_sites,
         files=files,
         steps=[done],
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tfc.artifact import MODEL, Artifact
+from tfc.artifact import Artifact, graph_file
 from tfc.errors import BadArtifact, require
-from tfc.manifest import Step
+from tfc.manifest import MODEL, Step
 from tfc.steps.record import OnProgress, no_progress, onnxruntime_version, probe_feeds, versions_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @dataclass(frozen=True)
@@ -19,15 +22,16 @@ class OptimizeResult:
 
     artifact: Artifact
     target: str
-    file: str
+    files: dict[str, str]
     report: dict[str, Any]
     skipped: bool
 
 
-def optimized_file(target: str, precision: str = "fp32") -> str:
+def optimized_file(target: str, graph: str = MODEL, precision: str = "fp32") -> str:
     """The name of an optimized graph in the artifact."""
+    which = "" if graph == MODEL else f".{graph}"
     suffix = "" if precision == "fp32" else f".{precision}"
-    return f"optimized/{target}{suffix}.onnx"
+    return f"optimized/{target}{which}{suffix}.onnx"
 
 
 def step_name(target: str) -> str:
@@ -56,50 +60,86 @@ def optimize(
     """
     for package in ("onnx", "onnx_ir", "onnxscript"):
         require(package, "compile")
+    files = {graph: optimized_file(target, graph) for graph in artifact.manifest.graphs}
     step = Step(
         name=step_name(target),
         options={"allow_missed": allow_missed},
-        inputs={MODEL: artifact.sha256(MODEL)},
-        outputs=[optimized_file(target)],
+        inputs={f: artifact.sha256(f) for f in map(graph_file, artifact.manifest.graphs)},
+        outputs=list(files.values()),
         versions={**versions_of("onnx-ir", "onnxscript"), **onnxruntime_version()},
         seconds=0.0,
     )
-    file = optimized_file(target)
     earlier = artifact.up_to_date(step)
     if earlier is not None:
-        return OptimizeResult(artifact, target, file, earlier.result, skipped=True)
+        return OptimizeResult(artifact, target, files, earlier.result, skipped=True)
     report = _run(artifact, step, target, allow_missed, on_progress)
-    return OptimizeResult(artifact, target, file, report, skipped=False)
+    return OptimizeResult(artifact, target, files, report, skipped=False)
 
 
 def _run(
     artifact: Artifact, step: Step, target: str, allow_missed: bool, on_progress: OnProgress
 ) -> dict[str, Any]:
-    import onnx_ir as ir
-
+    from tfc.onnx_files import save_onnx
     from tfc.optimizers import optimize as optimize_graph
 
     begun = time.perf_counter()
-    path = artifact.file(MODEL)
+    reports: dict[str, dict[str, Any]] = {}
+    with artifact.change() as change:
+        for name, graph in artifact.manifest.graphs.items():
+            lowered, report = optimize_graph(
+                _loaded(artifact, name),
+                target,
+                probe_feeds(artifact, name),
+                fusion_sites=graph.fusion_sites,
+                allow_missed=allow_missed,
+                on_pass=on_progress,
+            )
+            save_onnx(lowered, change.path(optimized_file(target, name)))
+            reports[name] = report.as_json()
+        result = _merged(reports)
+        seconds = time.perf_counter() - begun
+        change.record(dataclasses.replace(step, seconds=seconds, result=result))
+    return result
+
+
+def _loaded(artifact: Artifact, graph: str) -> ir.Model:
+    import onnx_ir as ir
+
+    path = artifact.file(graph_file(graph))
     try:
-        model = ir.load(path)
+        return ir.load(path)
     except Exception as error:  # protobuf and onnx_ir have no common error for a broken file
         raise BadArtifact(
             "the file is not an ONNX model",
             where=str(path),
             fix="Export the checkpoint again with: tfc export --overwrite",
         ) from error
-    graph, report = optimize_graph(
-        model,
-        target,
-        probe_feeds(artifact),
-        fusion_sites=artifact.manifest.fusion_sites,
-        allow_missed=allow_missed,
-        on_pass=on_progress,
-    )
-    result = report.as_json()
-    with artifact.change() as change:
-        ir.save(graph, change.path(step.outputs[0]))
-        seconds = time.perf_counter() - begun
-        change.record(dataclasses.replace(step, seconds=seconds, result=result))
-    return result
+
+
+def _merged(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One report: that of the only graph, or those of several with the graph's name before each."""
+    if len(reports) == 1:
+        return next(iter(reports.values()))
+    every = list(reports.values())
+    fusions: dict[str, dict[str, int]] = {}
+    for report in every:
+        for kind, count in report["fusions"].items():
+            total = fusions.setdefault(kind, {"found": 0, "expected": 0})
+            for key in total:
+                total[key] += count[key]
+    return {
+        **every[0],
+        "fusions": fusions,
+        "passes": [
+            {**entry, "name": f"{graph}: {entry['name']}"}
+            for graph, report in reports.items()
+            for entry in report["passes"]
+        ],
+        "missed": [miss for report in every for miss in report["missed"]],
+        "reverted": [
+            f"{g}: {name}" for g, report in reports.items() for name in report["reverted"]
+        ],
+        "nodes": {
+            key: sum(report["nodes"][key] for report in every) for key in ("before", "after")
+        },
+    }

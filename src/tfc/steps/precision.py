@@ -19,8 +19,10 @@ PRECISIONS = ("fp32", "fp16")
 _BROKEN = 0.05
 
 
-def convert(artifact: Artifact, target: str, precision: str, *, weights_only: bool) -> str:
-    """Write the optimized graph of `target` in `precision`; returns its file's name.
+def convert(
+    artifact: Artifact, target: str, graph: str, precision: str, *, weights_only: bool
+) -> str:
+    """Write an optimized graph of `target` in `precision`; returns its file's name.
 
     With `weights_only` the matrices are stored in half and the arithmetic stays in fp32: that is
     for ONNX Runtime's CPU provider, which has no half-precision products.
@@ -33,10 +35,10 @@ def convert(artifact: Artifact, target: str, precision: str, *, weights_only: bo
         raise UsageError(
             f"there is no precision '{precision}'", fix=f"Choose {' or '.join(PRECISIONS)}"
         )
-    source = optimized_file(target)
+    source = optimized_file(target, graph)
     if precision == "fp32":
         return source
-    output = optimized_file(target, f"{precision}-weights" if weights_only else precision)
+    output = optimized_file(target, graph, f"{precision}-weights" if weights_only else precision)
     step = Step(
         name=f"precision:{output}",
         options={"precision": precision, "weights_only": weights_only},
@@ -46,20 +48,21 @@ def convert(artifact: Artifact, target: str, precision: str, *, weights_only: bo
         seconds=0.0,
     )
     if artifact.up_to_date(step) is None:
-        _run(artifact, step, weights_only)
+        _run(artifact, step, graph, weights_only)
     return output
 
 
-def _run(artifact: Artifact, step: Step, weights_only: bool) -> None:
+def _run(artifact: Artifact, step: Step, graph: str, weights_only: bool) -> None:
     import onnx_ir as ir
 
+    from tfc.onnx_files import save_onnx
     from tfc.optimizers.executor import outputs_of, relative_difference
     from tfc.optimizers.precision.half import half_from_fp32
     from tfc.optimizers.precision.half_weights import half_weights_from_fp32
     from tfc.optimizers.precision.ranges import overflowing
 
     begun = time.perf_counter()
-    feeds = probe_feeds(artifact)
+    feeds = probe_feeds(artifact, graph)
     (source,) = step.inputs
     model = ir.load(artifact.file(source))
     result: dict[str, Any]
@@ -86,6 +89,6 @@ def _run(artifact: Artifact, step: Step, weights_only: bool) -> None:
         )
     result["difference"] = difference
     with artifact.change() as change:
-        ir.save(converted, change.path(step.outputs[0]))
+        save_onnx(converted, change.path(step.outputs[0]))
         seconds = time.perf_counter() - begun
         change.record(dataclasses.replace(step, seconds=seconds, result=result))

@@ -44,14 +44,14 @@ def sample_texts(artifact: Artifact) -> list[str]:
     return [str(json.loads(line)["text"]) for line in lines]
 
 
-def probe_feeds(artifact: Artifact) -> list[Feed]:
-    """Model inputs from real text: padded right, left, with holes; a full row; a single token."""
-    from tfc.runtime.tokenization import TextEncoder
+def probe_feeds(artifact: Artifact, graph: str) -> list[Feed]:
+    """Inputs of a graph on which passes are judged.
 
-    manifest = artifact.manifest
-    assert manifest.preprocess is not None
-    names = [spec.name for spec in manifest.signature.inputs]
-    encoder = TextEncoder(artifact.file(manifest.preprocess.tokenizer), manifest.preprocess, names)
+    For text: real texts padded right, left, with holes; a full row; a single token.
+    """
+    from tfc.steps.cases import text_encoder_of
+
+    encoder = text_encoder_of(artifact)
     texts = [text for text in sample_texts(artifact) if text][:_PROBE_TEXTS]
     right = encoder.pad(encoder.encode(texts))
     right = {name: array[:, :_PROBE_TOKENS] for name, array in right.items()}

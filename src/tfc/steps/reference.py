@@ -18,15 +18,27 @@ class Reference:
     """A loaded checkpoint; call it with the graph's inputs."""
 
     module: Any
-    output: str
+    outputs: tuple[str, ...]
+    dtype: str = "float32"
 
-    def __call__(self, feed: Feed) -> npt.NDArray[Any]:
-        """The one output for one batch, as float32."""
+    def __call__(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
+        """The outputs for one batch, as float32 arrays by name."""
         import torch
 
         with torch.inference_mode():
-            tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in feed.values()]
-            return np.asarray(self.module(*tensors).float().numpy())
+            given = self.module(*(self._tensor(array) for array in feed.values()))
+        found = given if isinstance(given, tuple) else (given,)
+        return {
+            name: np.asarray(tensor.float().numpy())
+            for name, tensor in zip(self.outputs, found, strict=True)
+        }
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Any:
+        """An input as a tensor; one of floats (pixels) in the module's own precision."""
+        import torch
+
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.to(getattr(torch, self.dtype)) if tensor.is_floating_point() else tensor
 
     def in_precision(self, precision: str) -> Reference:
         """The same model computing in `fp16` or `bf16`: the noise floor of that precision."""
@@ -34,8 +46,9 @@ class Reference:
 
         import torch
 
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-        return Reference(copy.deepcopy(self.module).to(dtype), self.output)
+        dtype = {"fp16": "float16", "bf16": "bfloat16"}[precision]
+        module = copy.deepcopy(self.module).to(getattr(torch, dtype))
+        return Reference(module, self.outputs, dtype)
 
 
 def reference_from_artifact(
@@ -92,4 +105,5 @@ def reference_from_artifact(
         source, spec, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
     head = EmbeddingHead(manifest.task.pooling or "none", manifest.task.normalize)
-    return Reference(wrapped(model, spec, head), manifest.signature.outputs[0].name)
+    outputs = tuple(spec.name for spec in manifest.signature.outputs)
+    return Reference(wrapped(model, spec, head), outputs)

@@ -15,16 +15,15 @@ import numpy.typing as npt
 from tfc.artifact import SAMPLES, VERIFY_REPORT, Artifact
 from tfc.errors import BackendUnavailable, BadArtifact, UsageError
 from tfc.files import sha256_of_file
-from tfc.manifest import Engine, Verdict
+from tfc.manifest import MODEL, Engine, Verdict
 from tfc.runtime.backends import backend as backend_of
-from tfc.runtime.padding import Feed
+from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.parity import Parity, Tolerance, failures, parity_of, tolerance_of
-from tfc.runtime.tokenization import TextEncoder
+from tfc.steps.cases import Call, Cases, cases_from_texts
 from tfc.steps.record import OnProgress, no_progress, sample_texts, versions_of
 from tfc.steps.reference import reference_from_artifact
 
 VERIFIED, FAILED, NOT_RUN = "verified", "failed", "not run"
-_BATCH = 16
 # PyTorch in fp32 is run on at most this many rows unless the caller asks for more.
 DEFAULT_LIMIT = 512
 
@@ -54,22 +53,6 @@ class VerifyResult:
     def failed(self) -> list[str]:
         """The engines that failed."""
         return [v.engine for v in self.verdicts if v.verdict == FAILED]
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """Model inputs, and which of their positions are real tokens."""
-
-    feeds: list[Feed]
-    rows: int
-    per_token: bool
-
-    def vectors(self, outputs: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """The outputs' vectors `[n, values]`; of per-token outputs, those of real tokens only."""
-        if not self.per_token:
-            return list(outputs)
-        masks = (feed["attention_mask"].astype(bool) for feed in self.feeds)
-        return [out[mask] for out, mask in zip(outputs, masks, strict=True)]
 
 
 def verify(
@@ -104,14 +87,14 @@ def verify(
     """
     names = _engine_names(artifact, engines)
     texts, data_name, data_hash = _texts(artifact, data, text_column, limit)
-    batches = _batches(artifact, texts)
+    cases = cases_from_texts(artifact, texts)
     reference = reference_from_artifact(
         artifact,
         checkpoint=checkpoint,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
-    expected = _run_all(reference, batches, on_progress, "PyTorch fp32")
+    expected = _vectors(reference, cases, on_progress, "PyTorch fp32")
     floors: dict[str, list[npt.NDArray[Any]]] = {}
     found = []
     for name in names:
@@ -119,12 +102,11 @@ def verify(
         precision = engine.precision
         if precision != "fp32" and precision not in floors and _why_not_run(engine) == "":
             half = reference.in_precision(precision)
-            floors[precision] = _run_all(half, batches, on_progress, f"PyTorch {precision}")
+            floors[precision] = _vectors(half, cases, on_progress, f"PyTorch {precision}")
         floor = floors.get(precision)
-        found.append(_verdict(artifact, name, batches, expected, floor, on_progress))
-    result = VerifyResult(
-        artifact, tuple(found), len(texts), data_name, artifact.manifest.signature.outputs[0].name
-    )
+        found.append(_verdict(artifact, name, cases, expected, floor, on_progress))
+    output = ", ".join(cases.axes)
+    result = VerifyResult(artifact, tuple(found), cases.rows, data_name, output)
     _record(result, data_hash)
     return result
 
@@ -159,29 +141,10 @@ def _texts(
     return texts_from_jsonl(path, column, limit), str(path), sha256_of_file(path)
 
 
-def _batches(artifact: Artifact, texts: list[Any]) -> _Batches:
-    manifest = artifact.manifest
-    if manifest.preprocess is None:
-        raise UsageError("this artifact has no tokenizer", where=str(artifact.path))
-    names = [spec.name for spec in manifest.signature.inputs]
-    encoder = TextEncoder(artifact.file(manifest.preprocess.tokenizer), manifest.preprocess, names)
-    encodings = sorted(encoder.encode(texts), key=len)
-    feeds: list[Feed] = [
-        dict(encoder.pad(encodings[i : i + _BATCH])) for i in range(0, len(encodings), _BATCH)
-    ]
-    per_token = len(manifest.signature.outputs[0].shape) == 3
-    return _Batches(feeds, len(texts), per_token)
-
-
-def _run_all(
-    run: Any, batches: _Batches, on_progress: OnProgress, what: str
+def _vectors(
+    call: Call, cases: Cases, on_progress: OnProgress, what: str
 ) -> list[npt.NDArray[Any]]:
-    outputs = []
-    for number, feed in enumerate(batches.feeds):
-        on_progress(what, number, len(batches.feeds))
-        outputs.append(run(feed))
-    on_progress(what, len(batches.feeds), len(batches.feeds))
-    return batches.vectors(outputs)
+    return cases.vectors(call, lambda done, total: on_progress(what, done, total))
 
 
 def _why_not_run(engine: Engine) -> str:
@@ -192,7 +155,7 @@ def _why_not_run(engine: Engine) -> str:
 def _verdict(
     artifact: Artifact,
     name: str,
-    batches: _Batches,
+    cases: Cases,
     expected: list[npt.NDArray[Any]],
     floor: list[npt.NDArray[Any]] | None,
     on_progress: OnProgress,
@@ -202,14 +165,13 @@ def _verdict(
     if reason:
         return EngineVerdict(name, NOT_RUN, reason, None, None)
     try:
-        runner = backend_of(engine.backend).load(artifact.file(engine.file))
+        runners = runners_from_engine(artifact, engine)
     except (BadArtifact, BackendUnavailable) as error:
         return EngineVerdict(name, FAILED, str(error), None, None)
-    output = artifact.manifest.signature.outputs[0].name
     try:
-        got = _run_all(lambda feed: runner.run(feed)[output], batches, on_progress, name)
+        got = _vectors(runners[MODEL].run, cases, on_progress, name)
     finally:
-        runner.close()
+        close_all(runners)
     tolerance = tolerance_of(expected, floor, engine.precision)
     parity = parity_of(expected, got, tolerance)
     reasons = failures(parity, tolerance)
@@ -228,7 +190,7 @@ def _record(result: VerifyResult, data_hash: str) -> None:
         records[found.engine] = Verdict(
             verdict=found.verdict,
             reason=found.reason,
-            engine_sha256=artifact.sha256(engine.file),
+            engine_sha256=artifact.engine_sha256(engine),
             data_sha256=data_hash,
             tolerance=found.tolerance.as_json() if found.tolerance else {},
             outputs={result.output: found.parity.as_json()} if found.parity else {},

@@ -1,0 +1,147 @@
+"""Export a model that reads text and answers at once: one graph, a tokenizer, sample texts."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from tfc.artifact import SAMPLES, TOKENIZER, graph_file
+from tfc.exporter.exported import Exported, Loaded, identity_of
+from tfc.exporter.fusion_sites import fusion_sites_of
+from tfc.exporter.loading import (
+    check_vocabulary,
+    max_length_of,
+    max_positions_of,
+    tokenizer_from_source,
+    wrapped,
+)
+from tfc.exporter.parity import check_export, feeds_from_texts
+from tfc.exporter.samples import SAMPLE_TEXTS
+from tfc.exporter.sentence_embedding import NO_POOLING, EmbeddingHead, embedding_head_of
+from tfc.exporter.tasks import (
+    FEATURE_EXTRACTION,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    ZERO_SHOT_CLASSIFICATION,
+    TaskSpec,
+)
+from tfc.exporter.to_onnx import onnx_from_module, signature_of, text_inputs
+from tfc.manifest import MODEL, SEQUENCE, Graph, Preprocess, Task
+from tfc.onnx_files import save_onnx
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_LABELLED = frozenset({TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, ZERO_SHOT_CLASSIFICATION})
+
+
+def export_text(loaded: Loaded) -> Exported:
+    """Write the graph and the tokenizer, and compare the graph with the checkpoint.
+
+    Raises:
+        BadCheckpoint: the tokenizer is missing, or the model cannot be exported.
+        CheckFailed: the graph does not say what the checkpoint says.
+    """
+    source, spec, model = loaded.source, loaded.spec, loaded.model
+    embeds = spec.name == FEATURE_EXTRACTION
+    head = embedding_head_of(source) if embeds else EmbeddingHead()
+    tokenizer = tokenizer_from_source(source, trust_remote_code=loaded.trust_remote_code)
+    check_vocabulary(source, model, tokenizer)
+    _give_pad_token(model, tokenizer)
+    limit = max_length_of(model, tokenizer, head, loaded.max_length)
+    names = _input_names(model, tokenizer)
+    module = wrapped(model, spec, head)
+
+    loaded.on_stage("exporting to ONNX")
+    longest = max_positions_of(model)
+    graph = onnx_from_module(
+        module,
+        text_inputs(names),
+        _output_names(spec, head),
+        {SEQUENCE: longest} if longest is not None else None,
+    )
+    path = loaded.folder / graph_file(MODEL)
+    save_onnx(graph, path)
+    preprocess = write_tokenizer(tokenizer, loaded.folder, limit)
+    write_samples(loaded.folder)
+
+    loaded.on_stage("checking parity with the checkpoint")
+    feeds = feeds_from_texts(tokenizer, SAMPLE_TEXTS, names, limit)
+    parity = check_export(module, path, feeds, where=source.given)
+    return Exported(
+        checkpoint=identity_of(source, model),
+        task=_task_record(spec, model, head),
+        graphs={MODEL: Graph(signature_of(graph), fusion_sites_of(model.config))},
+        preprocess=preprocess,
+        parity=parity,
+    )
+
+
+def write_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> Preprocess:
+    """Write `tokenizer.json`, and say how text becomes tensors."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    path = folder / TOKENIZER
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(backend.to_str(pretty=False), encoding="utf-8")
+    mask_id = getattr(tokenizer, "mask_token_id", None)
+    return Preprocess(
+        tokenizer=TOKENIZER,
+        max_length=max_length,
+        pad_id=int(tokenizer.pad_token_id or 0),
+        pad_type_id=int(tokenizer.pad_token_type_id),
+        padding_side=str(tokenizer.padding_side),
+        mask_id=int(mask_id) if mask_id is not None else None,
+    )
+
+
+def write_samples(folder: Path) -> None:
+    """Keep the texts on which graphs are checked."""
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in SAMPLE_TEXTS]
+    (folder / SAMPLES).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _give_pad_token(model: Any, tokenizer: Any) -> None:
+    """Decoder-only classifiers find the last token by their config's padding token."""
+    if getattr(model.config, "pad_token_id", None) is None and tokenizer.pad_token_id is not None:
+        model.config.pad_token_id = int(tokenizer.pad_token_id)
+
+
+def _input_names(model: Any, tokenizer: Any) -> list[str]:
+    """The tensors that both the tokenizer gives and the model takes, in our order."""
+    taken = inspect.signature(model.forward).parameters
+    given = set(tokenizer.model_input_names) | {"input_ids", "attention_mask"}
+    return [name for name in _INPUTS if name in taken and name in given]
+
+
+def _output_names(spec: TaskSpec, head: EmbeddingHead) -> tuple[str, ...]:
+    if spec.name != FEATURE_EXTRACTION:
+        return spec.outputs
+    return ("last_hidden_state" if head.pooling == NO_POOLING else "embedding",)
+
+
+def _task_record(spec: TaskSpec, model: Any, head: EmbeddingHead) -> Task:
+    if spec.name == FEATURE_EXTRACTION:
+        return Task(spec.name, pooling=head.pooling, normalize=head.normalize)
+    if spec.name not in _LABELLED:
+        return Task(spec.name)
+    problem = _problem(model.config) if spec.name == TEXT_CLASSIFICATION else ""
+    return Task(spec.name, problem=problem, labels=labels_of(model.config))
+
+
+def labels_of(config: Any) -> list[str]:
+    """The names of the logits, in order."""
+    return [str(config.id2label[i]) for i in range(config.num_labels)]
+
+
+def _problem(config: Any) -> str:
+    """How the logits are read; transformers takes one label without a type for a regression."""
+    declared = {
+        "regression": "regression",
+        "single_label_classification": "single_label",
+        "multi_label_classification": "multi_label",
+    }
+    if config.problem_type in declared:
+        return declared[config.problem_type]
+    return "regression" if config.num_labels == 1 else "single_label"
