@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -24,12 +25,36 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 MODULE_KEY = "tfc.module"
 
 
+@dataclass(frozen=True)
+class Axis:
+    """A dynamic axis: its name and its sizes."""
+
+    name: str
+    max: int = 1 << 20
+    min: int = 1
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """One input of a graph: its name, an example, and which of its axes are dynamic.
+
+    The exporter specialises sizes 0 and 1, so a dynamic axis of the example has neither.
+    """
+
+    name: str
+    example: torch.Tensor
+    axes: Mapping[int, Axis]
+
+
+# An argument of a module's `forward`: one tensor, or a list of them.
+Argument = GraphInput | Sequence[GraphInput]
+BATCH = Axis("batch", max=1 << 16)
+
+
 def onnx_from_module(
     module: torch.nn.Module, input_names: Sequence[str], output_name: str, max_sequence: int | None
 ) -> ir.Model:
     """Export a module that takes int64 `[batch, sequence]` tensors and gives one tensor.
-
-    Every node carries the path of the module that it came from in its metadata (`tfc.module`).
 
     Args:
         module: the module, in evaluation mode.
@@ -40,19 +65,48 @@ def onnx_from_module(
     Raises:
         BadCheckpoint: the exporter cannot follow the module; the message has its reason.
     """
-    example = _example(input_names)
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    sequence = torch.export.Dim("sequence", min=1, max=max_sequence or 1 << 20)
+    axes = {0: BATCH, 1: Axis("sequence", max=max_sequence or Axis.max)}
+    examples = zip(input_names, _example(input_names), strict=True)
+    inputs = [GraphInput(name, example, axes) for name, example in examples]
+    return onnx_from_arguments(module, inputs, [output_name])
+
+
+def onnx_from_arguments(
+    module: torch.nn.Module,
+    arguments: Sequence[Argument],
+    output_names: Sequence[str],
+    sums: Mapping[str, tuple[str, str]] | None = None,
+) -> ir.Model:
+    """Export a module with named inputs, outputs and dynamic axes.
+
+    Every node carries the path of the module that it came from in its metadata (`tfc.module`).
+
+    Args:
+        module: the module, in evaluation mode; it gives one tensor or a tuple of them.
+        arguments: what its `forward` takes, in order.
+        output_names: the names of its outputs, in order.
+        sums: names of sizes that are the sum of two axes: `{"total": ("past", "sequence")}`.
+
+    Raises:
+        BadCheckpoint: the exporter cannot follow the module; the message has its reason.
+    """
+    inputs = [each for argument in arguments for each in _inputs_in(argument)]
+    axes = {axis.name: axis for each in inputs for axis in each.axes.values()}
+    dims = {a.name: torch.export.Dim(a.name, min=a.min, max=a.max) for a in axes.values()}
+
+    def dynamic(each: GraphInput) -> dict[int, Any]:
+        return {index: dims[axis.name] for index, axis in each.axes.items()}
+
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
-                tuple(example),
+                tuple(_mapped(lambda each: each.example, argument) for argument in arguments),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=list(input_names),
-                output_names=[output_name],
-                dynamic_shapes=tuple({0: batch, 1: sequence} for _ in example),
+                input_names=[each.name for each in inputs],
+                output_names=list(output_names),
+                dynamic_shapes=tuple(_mapped(dynamic, argument) for argument in arguments),
                 verbose=False,
             )
         except Exception as error:  # whatever the model's own forward raises surfaces here
@@ -60,7 +114,8 @@ def onnx_from_module(
     assert program is not None  # torch.onnx.export(dynamo=True) returns a program
     model = _with_module_paths(program.model)
     patch(model)
-    return _without_name_clashes(model)
+    _check_axes(module, model, inputs)
+    return _without_name_clashes(_with_sums_named(model, sums or {}))
 
 
 def signature_of(model: ir.Model) -> Signature:
@@ -82,6 +137,41 @@ def _example(input_names: Sequence[str]) -> list[torch.Tensor]:
         "token_type_ids": torch.zeros(shape, dtype=torch.int64),
     }
     return [values[name] for name in input_names]
+
+
+def _inputs_in(argument: Argument) -> Sequence[GraphInput]:
+    return [argument] if isinstance(argument, GraphInput) else argument
+
+
+def _mapped(function: Callable[[GraphInput], Any], argument: Argument) -> Any:
+    """The argument in its own form, with `function` of each of its inputs."""
+    if isinstance(argument, GraphInput):
+        return function(argument)
+    return [function(each) for each in argument]
+
+
+def _check_axes(module: torch.nn.Module, model: ir.Model, inputs: Sequence[GraphInput]) -> None:
+    """The exporter may drop an input, or fix an axis to the example's size without a word."""
+    given = {str(value.name): value for value in model.graph.inputs}
+    for each in inputs:
+        if each.name not in given:
+            raise _cannot_export(module, f"the graph does not depend on {each.name}")
+        shape = given[each.name].shape
+        for index, axis in each.axes.items():
+            if shape is None or str(shape[index]) != axis.name:
+                size = "any" if shape is None else shape[index]
+                raise _cannot_export(module, f"{axis.name} of {each.name} becomes {size}")
+
+
+def _with_sums_named(model: ir.Model, sums: Mapping[str, tuple[str, str]]) -> ir.Model:
+    """Call a size `past + sequence`, in whichever order it is written, `total`."""
+    names = {f"{one} + {other}": name for name, (one, other) in sums.items()}
+    names |= {f"{other} + {one}": name for name, (one, other) in sums.items()}
+    for value in _values_of(model) if sums else ():
+        if value.shape is not None:
+            sizes = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+            value.shape = ir.Shape([names.get(str(size), size) for size in sizes])
+    return model
 
 
 def _spec_of(value: ir.Value) -> TensorSpec:
@@ -142,7 +232,10 @@ def _export_failed(module: torch.nn.Module, error: Exception) -> BadCheckpoint:
     causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
-    reason = first_line(causes[-1])
+    return _cannot_export(module, first_line(causes[-1]))
+
+
+def _cannot_export(module: torch.nn.Module, reason: str) -> BadCheckpoint:
     name = type(getattr(module, "model", module)).__name__
     return BadCheckpoint(
         f"torch.onnx cannot export {name}: {reason}",
