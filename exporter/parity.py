@@ -1,54 +1,31 @@
 """Does the exported graph say what the checkpoint says? Asked at once, on varied text.
 
-The graph runs on ONNX Runtime's CPU provider without graph optimisations, so that a difference
-is the exporter's. Each batch is tried as the tokenizer pads it, with the padding on the left,
-with holes in the mask, and as a single row.
+Each batch is tried as the tokenizer pads it, with the padding on the left, with holes in the mask,
+and as a single row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from tfc.errors import CheckFailed, first_line
+from tfc.exporter.comparison import (
+    RELATIVE_TOLERANCE,
+    ExportParity,
+    check_within_tolerance,
+    outputs_of,
+    session_from_onnx,
+    worse,
+)
 from tfc.runtime.padding import Feed, padded_left, with_holes
 
-# fp32 against fp32: the two sum in different orders. Measured on MiniLM and tiny random models:
-# below 3e-6 of the output's largest value. A wrong graph is off by far more than 1e-5 of it.
-RELATIVE_TOLERANCE = 1e-5
+__all__ = ["RELATIVE_TOLERANCE", "ExportParity", "check_export", "feeds_from_texts"]
+
 _BATCH = 8
-# What goes wrong is raised; it need not be printed too.
-_FATAL = 4
-
-
-@dataclass(frozen=True)
-class ExportParity:
-    """The largest difference seen, the output's largest value, and over how many values."""
-
-    max_abs: float
-    scale: float
-    values: int
-
-    @property
-    def relative(self) -> float:
-        """`max_abs` as a share of the output's scale."""
-        return self.max_abs / self.scale if self.scale else self.max_abs
-
-    def as_json(self) -> dict[str, float]:
-        """The numbers as they stand in the manifest."""
-        return {
-            "max_abs": self.max_abs,
-            "scale": self.scale,
-            "values": self.values,
-            "relative": self.relative,
-            "tolerance": RELATIVE_TOLERANCE,
-        }
 
 
 def check_export(
@@ -62,21 +39,15 @@ def check_export(
         CheckFailed: the largest difference is above `RELATIVE_TOLERANCE` of the output's scale,
             or one of the two is not finite.
     """
-    session = _session(model)
+    session = session_from_onnx(model)
     parity = ExportParity(0.0, 0.0, 0)
     for feed in feeds:
         with torch.no_grad():
             given = module(*(torch.from_numpy(array) for array in feed.values()))
         expected = given if isinstance(given, tuple) else (given,)
-        for value, got in zip(expected, _run(session, feed, where), strict=True):
-            parity = _worse(parity, value.numpy(), got)
-    if not parity.relative <= RELATIVE_TOLERANCE:
-        raise CheckFailed(
-            f"the exported graph differs from the checkpoint by {parity.max_abs:.3g} on outputs "
-            f"of up to {parity.scale:.3g}, and {RELATIVE_TOLERANCE:.0e} of that is allowed",
-            where=where,
-            fix="Report this model: its graph is wrong, and nothing was written",
-        )
+        for value, got in zip(expected, outputs_of(session, feed, where), strict=True):
+            parity = worse(parity, value.numpy(), got)
+    check_within_tolerance(parity, where)
     return parity
 
 
@@ -92,45 +63,6 @@ def feeds_from_texts(
     feeds.append(_encode(tokenizer, [max(texts, key=len)], names, max_length))
     feeds.append({name: array[:1, :1] for name, array in feeds[0].items()})
     return feeds
-
-
-def _run(session: Any, feed: Feed, where: str) -> list[npt.NDArray[Any]]:
-    import onnxruntime
-
-    quiet = onnxruntime.RunOptions()
-    quiet.log_severity_level = _FATAL
-    try:
-        return [np.asarray(array) for array in session.run(None, feed, quiet)]
-    except Exception as error:  # ONNX Runtime's errors have no common root
-        reason = first_line(error).rpartition("Status Message: ")[2]
-        name, first = next(iter(feed.items()))
-        shape = "×".join(map(str, first.shape))
-        raise CheckFailed(
-            f"the exported graph does not run on {name} of {shape}: {reason}",
-            where=where,
-            fix="Report this model: its graph is wrong, and nothing was written",
-        ) from error
-
-
-def _session(model: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = _FATAL
-    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-
-
-def _worse(parity: ExportParity, expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> ExportParity:
-    same = expected.shape == got.shape
-    difference = float(np.abs(expected - got).max()) if same else float("inf")
-    if not (np.isfinite(expected).all() and same and np.isfinite(got).all()):
-        difference = float("inf")
-    return ExportParity(
-        max(parity.max_abs, difference),
-        max(parity.scale, float(np.abs(expected).max())),
-        parity.values + expected.size,
-    )
 
 
 def _encode(tokenizer: Any, texts: list[str], names: Sequence[str], max_length: int) -> Feed:

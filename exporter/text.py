@@ -28,7 +28,7 @@ from tfc.exporter.tasks import (
     TaskSpec,
 )
 from tfc.exporter.to_onnx import onnx_from_module, signature_of, text_inputs
-from tfc.manifest import MODEL, SEQUENCE, Graph, Preprocess, Task
+from tfc.manifest import MODEL, Graph, Preprocess, Task
 from tfc.onnx_files import save_onnx
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -53,13 +53,8 @@ def export_text(loaded: Loaded) -> Exported:
     module = wrapped(model, spec, head)
 
     loaded.on_stage("exporting to ONNX")
-    longest = max_positions_of(model)
-    graph = onnx_from_module(
-        module,
-        text_inputs(names),
-        _output_names(spec, head),
-        {SEQUENCE: longest} if longest is not None else None,
-    )
+    inputs = text_inputs(names, max_positions_of(model))
+    graph = onnx_from_module(module, inputs, _output_names(spec, head))
     path = loaded.folder / graph_file(MODEL)
     save_onnx(graph, path)
     preprocess = write_tokenizer(tokenizer, loaded.folder, limit)
