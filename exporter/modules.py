@@ -56,12 +56,37 @@ class EmbeddingOf(torch.nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
         """Token embeddings, pooled and normalised as the head says."""
-        hidden = _call(self.model, input_ids, attention_mask, token_type_ids).last_hidden_state
+        found = _call(self.model, input_ids, attention_mask, token_type_ids)
+        if is_projected(self.model):
+            return found.text_embeds
+        hidden = found.last_hidden_state
         if self.head.pooling != NO_POOLING:
             hidden = pooled(hidden, attention_mask, self.head.pooling)
         if self.head.normalize:
             hidden = torch.nn.functional.normalize(hidden, p=2, dim=-1)
         return hidden
+
+
+def is_projected(model: Any) -> bool:
+    """Whether the model itself gives one vector per text: the text tower of a CLIP-like model."""
+    return type(model).__name__.endswith("TextModelWithProjection")
+
+
+class ImageEmbeddingOf(torch.nn.Module):
+    """One vector per image `[batch, hidden]`: the projection, or else the model's own pooling."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """The embedding, as the model pools it."""
+        found = self.model(pixel_values=pixel_values, return_dict=True)
+        for field in ("image_embeds", "pooler_output"):
+            embedding = getattr(found, field, None)
+            if embedding is not None:
+                return embedding.flatten(1)
+        raise ValueError("the model gives no pooled output, so there is no one vector per image")
 
 
 def pooled(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:

@@ -210,7 +210,7 @@ def _module_path(scopes: str) -> str:
 
 def _values_of(model: ir.Model) -> Iterator[ir.Value]:
     yield from model.graph.inputs
-    yield from model.graph.initializers.values()
+    yield from list(model.graph.initializers.values())  # those who read may rename them
     for node in model.graph.all_nodes():
         yield from node.outputs
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfc.errors import BadArtifact, BadData, BadInput
-from tfc.runtime.audio_steps import AudioPreprocess
+from tfc.manifest import AudioPreprocess
 from tfc.runtime.media_files import opened_file
 from tfc.runtime.wav import Floats, samples_of_wav
 

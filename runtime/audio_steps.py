@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tfc.errors import BadCheckpoint
+from tfc.manifest import AudioPreprocess
 from tfc.runtime.image_steps import PREPROCESSOR_CONFIG
 
 _WHISPER = "WhisperFeatureExtractor"
@@ -18,27 +18,6 @@ _DEFAULTS = {
     "chunk_length": 30,
     "n_fft": 400,
 }
-
-
-@dataclass(frozen=True)
-class AudioPreprocess:
-    """How a recording becomes `input_features`: a log-mel spectrogram.
-
-    `feature_size` counts mel bands, `sampling_rate` is in Hz, `n_fft` and `hop_length` are in
-    samples. Recordings are cut, or filled up with `padding_value`, to `chunk_length` seconds.
-    """
-
-    feature_size: int
-    sampling_rate: int
-    hop_length: int
-    chunk_length: int
-    n_fft: int
-    padding_value: float
-
-    @property
-    def samples(self) -> int:
-        """How many samples of a recording the model hears."""
-        return self.chunk_length * self.sampling_rate
 
 
 def audio_steps_from_config(

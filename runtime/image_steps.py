@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfc.errors import BadCheckpoint
+from tfc.manifest import ImagePreprocess, Resize
 
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
 
@@ -39,37 +40,6 @@ _SIZES = (
 )
 # ConvNeXT's class crops below this size and squeezes the whole image from it on.
 _CONVNEXT_WHOLE = 384
-
-
-@dataclass(frozen=True)
-class Resize:
-    """How an image is scaled, in pixels, with the Pillow filter called `filter`.
-
-    Either to `height` x `width`; or so that the shorter side is `shortest_edge` and the aspect
-    ratio stays, and then, if there is a `longest_edge`, so that the longer side is no longer.
-    """
-
-    filter: str
-    height: int | None = None
-    width: int | None = None
-    shortest_edge: int | None = None
-    longest_edge: int | None = None
-
-
-@dataclass(frozen=True)
-class ImagePreprocess:
-    """How an image becomes `pixel_values`: the steps in their order, None for one left out.
-
-    `crop` is [height, width] in pixels, around the centre, filled up with black where the image
-    is smaller. `rescale_factor` multiplies the bytes 0..255. `mean` and `std` are of red, green
-    and blue, after rescaling: (value - mean) / std.
-    """
-
-    resize: Resize | None
-    crop: list[int] | None
-    rescale_factor: float | None
-    mean: list[float] | None
-    std: list[float] | None
 
 
 @dataclass(frozen=True)

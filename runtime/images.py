@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tfc.errors import BadArtifact, BadData, BadInput, first_line, require
-from tfc.runtime.image_steps import FILTERS, ImagePreprocess, Resize
+from tfc.manifest import ImagePreprocess, Resize
+from tfc.runtime.image_steps import FILTERS
 from tfc.runtime.media_files import opened_file
 
 if TYPE_CHECKING:

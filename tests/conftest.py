@@ -24,8 +24,8 @@ from tfc.manifest import (
     Task,
     TensorSpec,
     Verdict,
-    manifest_to_json,
 )
+from tfc.manifest_json import manifest_to_json
 
 FILES = {
     "model.onnx": b"a model " * 1000,

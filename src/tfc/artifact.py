@@ -5,7 +5,7 @@ Layout (docs/artifact.md is the specification)::
     tfc.json                        the manifest, written last and atomically
     <graph>.onnx                    what export wrote: model.onnx, or encoder.onnx, decoder.onnx
     tokenizer/                      tokenizer.json and its configuration
-    samples.jsonl                   the texts on which export checked parity
+    samples.jsonl, samples/         the texts or images on which export checked parity
     optimized/<target>.onnx         fused and lowered, fp32 (<target>.<graph>.onnx if several)
     optimized/<target>.fp16.onnx    the same in another precision
     engines/<backend>-<precision>/  what a backend compiled
@@ -30,12 +30,14 @@ from pathlib import Path, PurePosixPath
 
 from tfc.errors import BadArtifact, EnvironmentProblem, disk_errors
 from tfc.files import sha256_of_file, sync
-from tfc.manifest import Engine, FileRecord, Manifest, Step, manifest_from_json, manifest_to_json
+from tfc.manifest import Engine, FileRecord, Manifest, Step
+from tfc.manifest_json import manifest_from_json, manifest_to_json
 
 MANIFEST = "tfc.json"
 ONNX = ".onnx"
 TOKENIZER = "tokenizer/tokenizer.json"
 SAMPLES = "samples.jsonl"
+SAMPLE_IMAGES = "samples"
 VERIFY_REPORT = "reports/verify.json"
 BENCH_REPORT = "reports/bench.json"
 

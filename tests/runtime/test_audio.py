@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from tfc.errors import BadArtifact, BadCheckpoint, BadData, BadInput
+from tfc.manifest import AudioPreprocess
 from tfc.runtime.audio import AudioEncoder
-from tfc.runtime.audio_steps import AudioPreprocess, audio_steps_from_config
+from tfc.runtime.audio_steps import audio_steps_from_config
 
 WHERE = "preprocessor_config.json"
 RATE = 16000

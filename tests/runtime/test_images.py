@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from tfc.errors import BadArtifact, BadCheckpoint, BadData, BadInput, MissingPackage
-from tfc.runtime.image_steps import ImagePreprocess, Resize, image_steps_from_config
+from tfc.manifest import ImagePreprocess, Resize
+from tfc.runtime.image_steps import image_steps_from_config
 from tfc.runtime.images import ImageEncoder
 
 Image = pytest.importorskip("PIL.Image")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tfc.artifact import Artifact
+from tfc.artifact import SAMPLE_IMAGES, SAMPLES, Artifact
 from tfc.errors import UsageError
+from tfc.files import sha256_of_file
 from tfc.manifest import BATCH, SEQUENCE
+from tfc.runtime.images import ImageEncoder
 from tfc.runtime.padding import Feed
 from tfc.runtime.tokenization import ATTENTION_MASK, Text, TextEncoder
 
@@ -19,6 +24,7 @@ Array = npt.NDArray[Any]
 Call = Callable[[Feed], dict[str, Array]]
 
 _BATCH = 16
+_SAMPLES = "the samples kept at export"
 # Of outputs as wide as a vocabulary, so many tokens of each batch are compared: 200 texts of 64
 # tokens and 30,000 values each would be 3 GB.
 _WIDE = 4096
@@ -27,11 +33,18 @@ _WIDE_TOKENS = 64
 
 @dataclass(frozen=True)
 class Cases:
-    """Batches of model inputs; `axes` are the outputs' axes by name, `rows` counts the inputs."""
+    """Batches of model inputs, and where they are from.
+
+    `axes` are the outputs' axes by name, `rows` counts the inputs, which are `noun` (texts,
+    images) of `origin`; `sha256` is the identity of the data.
+    """
 
     feeds: list[Feed]
     axes: dict[str, list[int | str]]
     rows: int
+    noun: str
+    origin: str
+    sha256: str
 
     def vectors(self, call: Call, on_batch: Callable[[int, int], None]) -> list[Array]:
         """Run every batch, and keep the values that count: `[n, values]` arrays.
@@ -47,7 +60,33 @@ class Cases:
         return found
 
 
-def cases_from_texts(artifact: Artifact, texts: Iterable[Text]) -> Cases:
+def cases_of(artifact: Artifact, data: str | Path | None, column: str, limit: int) -> Cases:
+    """The first `limit` rows of a data file, or else the samples that export kept.
+
+    Raises:
+        UsageError: the artifact has no tokenizer, or reads images and a data file is given.
+        BadData: the data file cannot be used.
+    """
+    if artifact.manifest.images is not None:
+        if data is not None:
+            raise UsageError(
+                "an artifact for images is verified on its sample images",
+                fix="Leave --data out",
+            )
+        return _cases_from_sample_images(artifact)
+    if data is None:
+        texts = sample_texts(artifact)[:limit]
+        return cases_from_texts(artifact, texts, _SAMPLES, artifact.sha256(SAMPLES))
+    from tfc.runtime.jobs import texts_from_jsonl
+
+    path = Path(data)
+    texts = texts_from_jsonl(path, column, limit)
+    return cases_from_texts(artifact, texts, str(path), sha256_of_file(path))
+
+
+def cases_from_texts(
+    artifact: Artifact, texts: Iterable[Text], origin: str = "", sha256: str = ""
+) -> Cases:
     """The texts in batches of similar length.
 
     Raises:
@@ -58,7 +97,37 @@ def cases_from_texts(artifact: Artifact, texts: Iterable[Text]) -> Cases:
     feeds: list[Feed] = [
         dict(encoder.pad(encodings[i : i + _BATCH])) for i in range(0, len(encodings), _BATCH)
     ]
-    return Cases(feeds, _output_axes(artifact), len(encodings))
+    return Cases(feeds, _output_axes(artifact), len(encodings), "texts", origin, sha256)
+
+
+def sample_image_feeds(artifact: Artifact) -> list[Feed]:
+    """The images that export kept, in one batch, and one of noise."""
+    images = artifact.manifest.images
+    assert images is not None
+    encoder = ImageEncoder(images)
+    feed: Feed = dict(encoder.batch(encoder.encode(_sample_images(artifact))))
+    (pixels,) = feed.values()
+    noise = np.random.default_rng(0).standard_normal(pixels[:2].shape, dtype=np.float32)
+    return [feed, dict.fromkeys(feed, noise)]
+
+
+def sample_texts(artifact: Artifact) -> list[str]:
+    """The texts that export kept."""
+    lines = artifact.file(SAMPLES).read_text(encoding="utf-8").splitlines()
+    return [str(json.loads(line)["text"]) for line in lines]
+
+
+def _cases_from_sample_images(artifact: Artifact) -> Cases:
+    feeds = sample_image_feeds(artifact)
+    rows = sum(len(array) for feed in feeds for array in feed.values())
+    hashes = [sha256_of_file(path) for path in _sample_images(artifact)]
+    sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return Cases(feeds, _output_axes(artifact), rows, "images", _SAMPLES, sha256)
+
+
+def _sample_images(artifact: Artifact) -> list[Path]:
+    names = [n for n in artifact.manifest.files if n.startswith(f"{SAMPLE_IMAGES}/")]
+    return [artifact.file(name) for name in sorted(names)]
 
 
 def text_encoder_of(artifact: Artifact) -> TextEncoder:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Callable
 
-from tfc.artifact import SAMPLES, Artifact
+from tfc.artifact import Artifact
 from tfc.runtime.padding import Feed, padded_left, with_holes
 
 # Called with (what is under way, done, total).
@@ -38,19 +37,17 @@ def onnxruntime_version() -> dict[str, str]:
     return {name: version for name, version in found.items() if name != "tfc"}
 
 
-def sample_texts(artifact: Artifact) -> list[str]:
-    """The texts that export kept."""
-    lines = artifact.file(SAMPLES).read_text(encoding="utf-8").splitlines()
-    return [str(json.loads(line)["text"]) for line in lines]
-
-
 def probe_feeds(artifact: Artifact, graph: str) -> list[Feed]:
     """Inputs of a graph on which passes are judged.
 
-    For text: real texts padded right, left, with holes; a full row; a single token.
+    For text: real texts padded right, left, with holes; a full row; a single token. For images:
+    the samples, noise, and a single one.
     """
-    from tfc.steps.cases import text_encoder_of
+    from tfc.steps.cases import sample_image_feeds, sample_texts, text_encoder_of
 
+    if artifact.manifest.images is not None:
+        feeds = sample_image_feeds(artifact)
+        return [*feeds, {name: array[:1] for name, array in feeds[0].items()}]
     encoder = text_encoder_of(artifact)
     texts = [text for text in sample_texts(artifact) if text][:_PROBE_TEXTS]
     right = encoder.pad(encoder.encode(texts))

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfc.artifact import SAMPLES, VERIFY_REPORT, Artifact
+from tfc.artifact import VERIFY_REPORT, Artifact
 from tfc.errors import BackendUnavailable, BadArtifact, UsageError
-from tfc.files import sha256_of_file
 from tfc.manifest import MODEL, Engine, Verdict
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.parity import Parity, Tolerance, failures, parity_of, tolerance_of
-from tfc.steps.cases import Call, Cases, cases_from_texts
-from tfc.steps.record import OnProgress, no_progress, sample_texts, versions_of
+from tfc.steps.cases import Call, Cases, cases_of
+from tfc.steps.record import OnProgress, no_progress, versions_of
 from tfc.steps.reference import reference_from_artifact
 
 VERIFIED, FAILED, NOT_RUN = "verified", "failed", "not run"
@@ -41,13 +40,21 @@ class EngineVerdict:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """The verdicts, on how many rows of which data, and on which output."""
+    """The verdicts, and what they were found on."""
 
     artifact: Artifact
     verdicts: tuple[EngineVerdict, ...]
-    rows: int
-    data: str
-    output: str
+    cases: Cases
+
+    @property
+    def rows(self) -> int:
+        """How many inputs were compared."""
+        return self.cases.rows
+
+    @property
+    def output(self) -> str:
+        """The names of the outputs that were compared."""
+        return ", ".join(self.cases.axes)
 
     @property
     def failed(self) -> list[str]:
@@ -86,8 +93,7 @@ def verify(
         BadCheckpoint: the checkpoint is not there or is another one.
     """
     names = _engine_names(artifact, engines)
-    texts, data_name, data_hash = _texts(artifact, data, text_column, limit)
-    cases = cases_from_texts(artifact, texts)
+    cases = cases_of(artifact, data, text_column, limit)
     reference = reference_from_artifact(
         artifact,
         checkpoint=checkpoint,
@@ -105,9 +111,8 @@ def verify(
             floors[precision] = _vectors(half, cases, on_progress, f"PyTorch {precision}")
         floor = floors.get(precision)
         found.append(_verdict(artifact, name, cases, expected, floor, on_progress))
-    output = ", ".join(cases.axes)
-    result = VerifyResult(artifact, tuple(found), cases.rows, data_name, output)
-    _record(result, data_hash)
+    result = VerifyResult(artifact, tuple(found), cases)
+    _record(result)
     return result
 
 
@@ -127,18 +132,6 @@ def _engine_names(artifact: Artifact, asked: Sequence[str]) -> list[str]:
             fix=f"Choose among: {', '.join(engines)}",
         )
     return list(asked) or list(engines)
-
-
-def _texts(
-    artifact: Artifact, data: str | Path | None, column: str, limit: int
-) -> tuple[list[Any], str, str]:
-    if data is None:
-        texts = sample_texts(artifact)[:limit]
-        return texts, "the samples kept at export", artifact.sha256(SAMPLES)
-    from tfc.runtime.jobs import texts_from_jsonl
-
-    path = Path(data)
-    return texts_from_jsonl(path, column, limit), str(path), sha256_of_file(path)
 
 
 def _vectors(
@@ -180,7 +173,7 @@ def _verdict(
     )
 
 
-def _record(result: VerifyResult, data_hash: str) -> None:
+def _record(result: VerifyResult) -> None:
     """Write reports/verify.json and the verdicts into the manifest."""
     artifact = result.artifact
     versions = versions_of("torch", "transformers")
@@ -191,14 +184,14 @@ def _record(result: VerifyResult, data_hash: str) -> None:
             verdict=found.verdict,
             reason=found.reason,
             engine_sha256=artifact.engine_sha256(engine),
-            data_sha256=data_hash,
+            data_sha256=result.cases.sha256,
             tolerance=found.tolerance.as_json() if found.tolerance else {},
             outputs={result.output: found.parity.as_json()} if found.parity else {},
             versions={**versions, **engine.versions},
             hardware=backend_of(engine.backend).availability().hardware,
         )
     report = {
-        "data": result.data,
+        "data": result.cases.origin,
         "rows": result.rows,
         "engines": {v.engine: dataclasses.asdict(records[v.engine]) for v in result.verdicts},
         "tolerance_source": {
