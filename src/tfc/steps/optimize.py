@@ -29,9 +29,8 @@ class OptimizeResult:
 
 def optimized_file(target: str, graph: str = MODEL, precision: str = "fp32") -> str:
     """The name of an optimized graph in the artifact."""
-    which = "" if graph == MODEL else f".{graph}"
     suffix = "" if precision == "fp32" else f".{precision}"
-    return f"optimized/{target}{which}{suffix}.onnx"
+    return f"optimized/{target}{suffix}/{graph_file(graph)}"
 
 
 def step_name(target: str) -> str:
