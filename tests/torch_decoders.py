@@ -109,7 +109,7 @@ def prompts(name: str, seed: int, lengths: list[int]) -> tuple[Any, Any]:
 
 
 def reference(name: str, tokens: Any, mask: Any, **settings: Any) -> Any:
-    """What `model.generate` writes."""
+    """What `model.generate` writes, or its whole output with `return_dict_in_generate`."""
     import torch
 
     with warnings.catch_warnings(), torch.no_grad():
@@ -117,7 +117,7 @@ def reference(name: str, tokens: Any, mask: Any, **settings: Any) -> Any:
         found = tiny_model(name).generate(
             torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask), **settings
         )
-    return found.numpy()
+    return found.numpy() if isinstance(found, torch.Tensor) else found
 
 
 class CausalDecoder:

@@ -87,7 +87,9 @@ class GraphDecoder:
         self._inputs = {spec.name: spec for spec in signature.inputs}
         self._past = {name: spec for name, spec in self._inputs.items() if name.startswith(PAST)}
         self._source = {} if source is None else source
-        _check(signature, self._source)
+        _check_names(signature, self._source)
+        for spec in self._past.values():
+            _check_sizes(spec)
 
     def step(
         self, input_ids: Integers, attention_mask: Integers, cache: GraphCache | None
@@ -139,7 +141,7 @@ def encoded(runner: Runner, signature: Signature, inputs: Arrays, decoder: Signa
     return found
 
 
-def _check(signature: Signature, source: Arrays) -> None:
+def _check_names(signature: Signature, source: Arrays) -> None:
     inputs = {spec.name for spec in signature.inputs}
     outputs = {spec.name for spec in signature.outputs}
     past = {name for name in inputs if name.startswith(PAST)}
@@ -153,6 +155,11 @@ def _check(signature: Signature, source: Arrays) -> None:
         raise _bad_graph(f"has an input '{min(unknown)}' that nothing is given for")
     if set(source) - inputs:
         raise _bad_graph(f"has no input '{min(set(source) - inputs)}', which the encoder gives")
+
+
+def _check_sizes(spec: TensorSpec) -> None:
+    if len(spec.shape) != 4 or not all(isinstance(spec.shape[axis], int) for axis in (1, 3)):
+        raise _bad_graph(f"does not say how many heads '{spec.name}' has, and of what size")
 
 
 def _bad_graph(what: str) -> BadArtifact:

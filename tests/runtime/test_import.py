@@ -52,6 +52,16 @@ print(json.dumps([m for m in {heavy} if m in sys.modules]))
     assert output_of(code) == []
 
 
+def test_importing_generation_loads_no_library() -> None:
+    heavy = [name for name in HEAVY if name != "numpy"]
+    code = f"""
+import sys, json
+import tfc.runtime.generation
+print(json.dumps([m for m in {heavy} if m in sys.modules]))
+"""
+    assert output_of(code) == []
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     import tfc.runtime
 
