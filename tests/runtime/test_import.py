@@ -70,6 +70,16 @@ print(json.dumps([pixels.shape, features.shape]))
     assert output_of(code) == [[3, 224, 224], [80, 3000]]
 
 
+def test_importing_generation_loads_no_library() -> None:
+    heavy = [name for name in HEAVY if name != "numpy"]
+    code = f"""
+import sys, json
+import tfc.runtime.generation
+print(json.dumps([m for m in {heavy} if m in sys.modules]))
+"""
+    assert output_of(code) == []
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     import tfc.runtime
 
