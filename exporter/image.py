@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tfc.artifact import graph_file
-from tfc.errors import BadCheckpoint, first_line, require
+from tfc.errors import require
 from tfc.exporter.comparison import check_outputs
 from tfc.exporter.exported import Exported, Loaded, identity_of
 from tfc.exporter.fusion_sites import fusion_sites_of
 from tfc.exporter.loading import wrapped
+from tfc.exporter.processor_config import processor_config_of
 from tfc.exporter.sample_images import write_sample_images
 from tfc.exporter.sentence_embedding import EmbeddingHead
 from tfc.exporter.source import Source
@@ -23,10 +22,8 @@ from tfc.exporter.text import labels_of
 from tfc.exporter.to_onnx import image_input, onnx_from_module, signature_of
 from tfc.manifest import MODEL, Graph, ImagePreprocess, Task
 from tfc.onnx_files import save_onnx
-from tfc.runtime.image_steps import PREPROCESSOR_CONFIG, image_steps_from_config
+from tfc.runtime.image_steps import image_steps_from_config
 from tfc.runtime.images import ImageEncoder
-
-_PROCESSOR_CONFIGS = (PREPROCESSOR_CONFIG, "processor_config.json")
 
 
 def export_image(loaded: Loaded) -> Exported:
@@ -68,26 +65,8 @@ def export_image(loaded: Loaded) -> Exported:
 
 
 def _steps_of(source: Source) -> ImagePreprocess:
-    for name in _PROCESSOR_CONFIGS:
-        path = source.folder / name
-        if path.is_file():
-            return image_steps_from_config(_json_of(path), source.model_type, str(path))
-    raise BadCheckpoint(
-        f"this folder has no {PREPROCESSOR_CONFIG}, which says how images become tensors",
-        where=source.given,
-        fix="Save it into the folder with image_processor.save_pretrained()",
-    )
-
-
-def _json_of(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise BadCheckpoint(
-            f"the file is not a JSON object ({first_line(error)})",
-            where=str(path),
-            fix="Save it again with image_processor.save_pretrained()",
-        ) from error
+    config, path = processor_config_of(source, "images")
+    return image_steps_from_config(config, source.model_type, path)
 
 
 def _extremes(image: npt.NDArray[np.float32]) -> list[dict[str, npt.NDArray[Any]]]:

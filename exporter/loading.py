@@ -56,6 +56,8 @@ def model_from_source(
 def wrapped(model: Any, task: TaskSpec, head: EmbeddingHead) -> torch.nn.Module:
     """The model behind the named outputs of its task."""
     module: torch.nn.Module
+    if task.generates:
+        return model
     if task.name == FEATURE_EXTRACTION:
         module = EmbeddingOf(model, head)
     elif task.name == IMAGE_FEATURE_EXTRACTION:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tfc.artifact import SAMPLE_IMAGES
+from tfc.artifact import SAMPLE_FILES
 
 _Bytes = npt.NDArray[np.uint8]
 
@@ -20,7 +20,7 @@ def write_sample_images(folder: Path) -> list[Path]:
     """Write the images as PNG files into the artifact's folder of samples."""
     from PIL import Image
 
-    target = folder / SAMPLE_IMAGES
+    target = folder / SAMPLE_FILES
     target.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, pixels in _images().items():

@@ -74,7 +74,13 @@ def export_text(loaded: Loaded) -> Exported:
     )
 
 
-def write_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> Preprocess:
+def write_tokenizer(
+    tokenizer: Any,
+    folder: Path,
+    max_length: int,
+    prompts: dict[str, str] | None = None,
+    default_prompt: str = "",
+) -> Preprocess:
     """Write `tokenizer.json`, and say how text becomes tensors."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
@@ -89,6 +95,8 @@ def write_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> Preprocess
         pad_id=int(tokenizer.pad_token_id or 0),
         pad_type_id=int(tokenizer.pad_token_type_id),
         padding_side=str(tokenizer.padding_side),
+        prompts=prompts or {},
+        default_prompt=default_prompt,
         mask_id=int(mask_id) if mask_id is not None else None,
     )
 

@@ -36,7 +36,7 @@ from tfc.manifest_json import manifest_from_json, manifest_to_json
 MANIFEST = "tfc.json"
 TOKENIZER = "tokenizer/tokenizer.json"
 SAMPLES = "samples.jsonl"
-SAMPLE_IMAGES = "samples"
+SAMPLE_FILES = "samples"
 VERIFY_REPORT = "reports/verify.json"
 BENCH_REPORT = "reports/bench.json"
 

@@ -15,7 +15,7 @@ from tfc.optimizers.executor import outputs_of
 from tfc.optimizers.precision.half import half_from_fp32
 from tfc.runtime.backends import backend
 from tfc.runtime.backends.base import Built
-from tfc.steps.record import probe_feeds
+from tfc.steps.probes import probe_feeds
 
 pytestmark = pytest.mark.ort
 needs_rtx = pytest.mark.skipif(

@@ -12,18 +12,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfc.artifact import SAMPLE_IMAGES, SAMPLES, Artifact
+from tfc.artifact import SAMPLE_FILES, SAMPLES, Artifact
 from tfc.errors import UsageError
 from tfc.files import sha256_of_file
-from tfc.manifest import BATCH, SEQUENCE
+from tfc.manifest import BATCH, DECODER, MODEL, SEQUENCE, Manifest
+from tfc.runtime.audio import AudioEncoder
+from tfc.runtime.backends.base import Runner
 from tfc.runtime.images import ImageEncoder
 from tfc.runtime.padding import Feed
-from tfc.runtime.tokenization import ATTENTION_MASK, Text, TextEncoder
+from tfc.runtime.tokenization import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS, Text, TextEncoder
+from tfc.steps.generation_cases import MOST_ROWS, GenerationCases
+from tfc.steps.reference import Reference
 
 Array = npt.NDArray[Any]
 Call = Callable[[Feed], dict[str, Array]]
+OnBatch = Callable[[int, int], None]
 
 _BATCH = 16
+TOKENIZER_INPUTS = frozenset({INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS})
 _SAMPLES = "the samples kept at export"
 # Of outputs as wide as a vocabulary, so many tokens of each batch are compared: 200 texts of 64
 # tokens and 30,000 values each would be 3 GB.
@@ -46,7 +52,24 @@ class Cases:
     origin: str
     sha256: str
 
-    def vectors(self, call: Call, on_batch: Callable[[int, int], None]) -> list[Array]:
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what is compared."""
+        return list(self.axes)
+
+    def prepared(self, reference: Reference) -> Cases:
+        """Themselves: they need nothing of PyTorch."""
+        return self
+
+    def of_reference(self, reference: Reference, on_batch: OnBatch) -> list[Array]:
+        """PyTorch's values."""
+        return self._vectors(reference, on_batch)
+
+    def of_engine(self, runners: dict[str, Runner], on_batch: OnBatch) -> list[Array]:
+        """An engine's values."""
+        return self._vectors(runners[MODEL].run, on_batch)
+
+    def _vectors(self, call: Call, on_batch: OnBatch) -> list[Array]:
         """Run every batch, and keep the values that count: `[n, values]` arrays.
 
         Of an output per token, those of real tokens; padding has no meaning.
@@ -60,55 +83,71 @@ class Cases:
         return found
 
 
-def cases_of(artifact: Artifact, data: str | Path | None, column: str, limit: int) -> Cases:
+def cases_of(
+    artifact: Artifact, data: str | Path | None, column: str, limit: int
+) -> Cases | GenerationCases:
     """The first `limit` rows of a data file, or else the samples that export kept.
 
     Raises:
         UsageError: the artifact has no tokenizer, or reads images and a data file is given.
         BadData: the data file cannot be used.
     """
-    if artifact.manifest.images is not None:
+    manifest = artifact.manifest
+    if manifest.images is not None or manifest.audio is not None:
         if data is not None:
             raise UsageError(
-                "an artifact for images is verified on its sample images",
+                "an artifact for images or recordings is verified on its own samples",
                 fix="Leave --data out",
             )
-        return _cases_from_sample_images(artifact)
+        return _cases_from_sample_media(artifact)
+    generates = DECODER in artifact.manifest.graphs
+    limit = min(limit, MOST_ROWS) if generates else limit
+    texts, origin, sha256 = _texts_of(artifact, data, column, limit)
+    if generates:
+        feeds = text_feeds(artifact, [text for text in texts if text])
+        rows = sum(len(feed[ATTENTION_MASK]) for feed in feeds)
+        return GenerationCases(feeds, artifact.manifest, rows, "texts", origin, sha256)
+    feeds = text_feeds(artifact, texts)
+    return Cases(feeds, _output_axes(artifact), len(texts), "texts", origin, sha256)
+
+
+def _texts_of(
+    artifact: Artifact, data: str | Path | None, column: str, limit: int
+) -> tuple[list[str], str, str]:
     if data is None:
-        texts = sample_texts(artifact)[:limit]
-        return cases_from_texts(artifact, texts, _SAMPLES, artifact.sha256(SAMPLES))
+        return sample_texts(artifact)[:limit], _SAMPLES, artifact.sha256(SAMPLES)
     from tfc.runtime.jobs import texts_from_jsonl
 
     path = Path(data)
-    texts = texts_from_jsonl(path, column, limit)
-    return cases_from_texts(artifact, texts, str(path), sha256_of_file(path))
+    return texts_from_jsonl(path, column, limit), str(path), sha256_of_file(path)
 
 
-def cases_from_texts(
-    artifact: Artifact, texts: Iterable[Text], origin: str = "", sha256: str = ""
-) -> Cases:
-    """The texts in batches of similar length.
+def text_feeds(artifact: Artifact, texts: Iterable[Text]) -> list[Feed]:
+    """Model inputs of the texts, in batches of similar length.
 
     Raises:
         UsageError: the artifact has no tokenizer.
     """
     encoder = text_encoder_of(artifact)
     encodings = sorted(encoder.encode(list(texts)), key=len)
-    feeds: list[Feed] = [
-        dict(encoder.pad(encodings[i : i + _BATCH])) for i in range(0, len(encodings), _BATCH)
-    ]
-    return Cases(feeds, _output_axes(artifact), len(encodings), "texts", origin, sha256)
+    return [dict(encoder.pad(encodings[i : i + _BATCH])) for i in range(0, len(encodings), _BATCH)]
 
 
-def sample_image_feeds(artifact: Artifact) -> list[Feed]:
-    """The images that export kept, in one batch, and one of noise."""
-    images = artifact.manifest.images
-    assert images is not None
-    encoder = ImageEncoder(images)
-    feed: Feed = dict(encoder.batch(encoder.encode(_sample_images(artifact))))
-    (pixels,) = feed.values()
-    noise = np.random.default_rng(0).standard_normal(pixels[:2].shape, dtype=np.float32)
+def sample_media_feeds(artifact: Artifact) -> list[Feed]:
+    """The images or recordings that export kept, in one batch, and two of noise."""
+    feed: Feed = dict(_media_batch(artifact.manifest, _sample_media(artifact)))
+    (array,) = feed.values()
+    noise = np.random.default_rng(0).standard_normal(array[:2].shape, dtype=np.float32)
     return [feed, dict.fromkeys(feed, noise)]
+
+
+def _media_batch(manifest: Manifest, files: list[Path]) -> dict[str, Array]:
+    if manifest.audio is not None:
+        recordings = AudioEncoder(manifest.audio)
+        return dict(recordings.batch(recordings.encode(files)))
+    assert manifest.images is not None
+    images = ImageEncoder(manifest.images)
+    return dict(images.batch(images.encode(files)))
 
 
 def sample_texts(artifact: Artifact) -> list[str]:
@@ -117,16 +156,18 @@ def sample_texts(artifact: Artifact) -> list[str]:
     return [str(json.loads(line)["text"]) for line in lines]
 
 
-def _cases_from_sample_images(artifact: Artifact) -> Cases:
-    feeds = sample_image_feeds(artifact)
+def _cases_from_sample_media(artifact: Artifact) -> Cases | GenerationCases:
+    manifest, files = artifact.manifest, _sample_media(artifact)
+    feeds = sample_media_feeds(artifact)
     rows = sum(len(array) for feed in feeds for array in feed.values())
-    hashes = [sha256_of_file(path) for path in _sample_images(artifact)]
-    sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    sha256 = hashlib.sha256("".join(map(sha256_of_file, files)).encode()).hexdigest()
+    if manifest.audio is not None:
+        return GenerationCases(feeds, manifest, rows, "recordings", _SAMPLES, sha256)
     return Cases(feeds, _output_axes(artifact), rows, "images", _SAMPLES, sha256)
 
 
-def _sample_images(artifact: Artifact) -> list[Path]:
-    names = [n for n in artifact.manifest.files if n.startswith(f"{SAMPLE_IMAGES}/")]
+def _sample_media(artifact: Artifact) -> list[Path]:
+    names = [n for n in artifact.manifest.files if n.startswith(f"{SAMPLE_FILES}/")]
     return [artifact.file(name) for name in sorted(names)]
 
 
@@ -143,7 +184,7 @@ def text_encoder_of(artifact: Artifact) -> TextEncoder:
             where=str(artifact.path),
             fix="Compare its engines with Session.run on your own tensors",
         )
-    names = [spec.name for spec in manifest.signature.inputs]
+    names = [s.name for s in manifest.signature.inputs if s.name in TOKENIZER_INPUTS]
     return TextEncoder(artifact.file(manifest.preprocess.tokenizer), manifest.preprocess, names)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tfc.artifact import Artifact, graph_file
 from tfc.errors import BadArtifact, require
 from tfc.manifest import MODEL, Step
-from tfc.steps.record import OnProgress, no_progress, onnxruntime_version, probe_feeds, versions_of
+from tfc.steps.probes import probe_feeds
+from tfc.steps.record import OnProgress, no_progress, onnxruntime_version, versions_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir

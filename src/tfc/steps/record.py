@@ -5,15 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 
-from tfc.artifact import Artifact
-from tfc.runtime.padding import Feed, padded_left, with_holes
-
 # Called with (what is under way, done, total).
 OnProgress = Callable[[str, int, int], None]
-
-# Graph passes are judged on this many texts and tokens each, which keeps a large model quick.
-_PROBE_TEXTS = 6
-_PROBE_TOKENS = 48
 
 
 def no_progress(what: str, done: int, total: int) -> None:
@@ -35,23 +28,3 @@ def onnxruntime_version() -> dict[str, str]:
     """The version of ONNX Runtime under whichever name it is installed."""
     found = versions_of("onnxruntime-gpu", "onnxruntime")
     return {name: version for name, version in found.items() if name != "tfc"}
-
-
-def probe_feeds(artifact: Artifact, graph: str) -> list[Feed]:
-    """Inputs of a graph on which passes are judged.
-
-    For text: real texts padded right, left, with holes; a full row; a single token. For images:
-    the samples, noise, and a single one.
-    """
-    from tfc.steps.cases import sample_image_feeds, sample_texts, text_encoder_of
-
-    if artifact.manifest.images is not None:
-        feeds = sample_image_feeds(artifact)
-        return [*feeds, {name: array[:1] for name, array in feeds[0].items()}]
-    encoder = text_encoder_of(artifact)
-    texts = [text for text in sample_texts(artifact) if text][:_PROBE_TEXTS]
-    right = encoder.pad(encoder.encode(texts))
-    right = {name: array[:, :_PROBE_TOKENS] for name, array in right.items()}
-    full = {name: array[:1, :8] for name, array in right.items()}
-    single = {name: array[:1, :1] for name, array in right.items()}
-    return [right, padded_left(right), with_holes(right), full, single]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import numpy.typing as npt
 
 from tfc.artifact import VERIFY_REPORT, Artifact
 from tfc.errors import BackendUnavailable, BadArtifact, UsageError
-from tfc.manifest import MODEL, Engine, Verdict
+from tfc.manifest import Engine, Verdict
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.parity import Parity, Tolerance, failures, parity_of, tolerance_of
-from tfc.steps.cases import Call, Cases, cases_of
+from tfc.steps.cases import Cases, cases_of
+from tfc.steps.generation_cases import GenerationCases
 from tfc.steps.record import OnProgress, no_progress, versions_of
 from tfc.steps.reference import reference_from_artifact
 
@@ -44,7 +46,7 @@ class VerifyResult:
 
     artifact: Artifact
     verdicts: tuple[EngineVerdict, ...]
-    cases: Cases
+    cases: Cases | GenerationCases
 
     @property
     def rows(self) -> int:
@@ -54,7 +56,7 @@ class VerifyResult:
     @property
     def output(self) -> str:
         """The names of the outputs that were compared."""
-        return ", ".join(self.cases.axes)
+        return ", ".join(self.cases.outputs)
 
     @property
     def failed(self) -> list[str]:
@@ -100,7 +102,8 @@ def verify(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
-    expected = _vectors(reference, cases, on_progress, "PyTorch fp32")
+    cases = cases.prepared(reference)
+    expected = cases.of_reference(reference, partial(on_progress, "PyTorch fp32"))
     floors: dict[str, list[npt.NDArray[Any]]] = {}
     found = []
     for name in names:
@@ -108,7 +111,9 @@ def verify(
         precision = engine.precision
         if precision != "fp32" and precision not in floors and _why_not_run(engine) == "":
             half = reference.in_precision(precision)
-            floors[precision] = _vectors(half, cases, on_progress, f"PyTorch {precision}")
+            floors[precision] = cases.of_reference(
+                half, partial(on_progress, f"PyTorch {precision}")
+            )
         floor = floors.get(precision)
         found.append(_verdict(artifact, name, cases, expected, floor, on_progress))
     result = VerifyResult(artifact, tuple(found), cases)
@@ -134,12 +139,6 @@ def _engine_names(artifact: Artifact, asked: Sequence[str]) -> list[str]:
     return list(asked) or list(engines)
 
 
-def _vectors(
-    call: Call, cases: Cases, on_progress: OnProgress, what: str
-) -> list[npt.NDArray[Any]]:
-    return cases.vectors(call, lambda done, total: on_progress(what, done, total))
-
-
 def _why_not_run(engine: Engine) -> str:
     """Why the engine cannot be run on this machine; empty if it can."""
     return backend_of(engine.backend).availability().why_not_run
@@ -148,7 +147,7 @@ def _why_not_run(engine: Engine) -> str:
 def _verdict(
     artifact: Artifact,
     name: str,
-    cases: Cases,
+    cases: Cases | GenerationCases,
     expected: list[npt.NDArray[Any]],
     floor: list[npt.NDArray[Any]] | None,
     on_progress: OnProgress,
@@ -162,7 +161,7 @@ def _verdict(
     except (BadArtifact, BackendUnavailable) as error:
         return EngineVerdict(name, FAILED, str(error), None, None)
     try:
-        got = _vectors(runners[MODEL].run, cases, on_progress, name)
+        got = cases.of_engine(runners, partial(on_progress, name))
     finally:
         close_all(runners)
     tolerance = tolerance_of(expected, floor, engine.precision)
