@@ -63,6 +63,11 @@ def generate(
     if seed < 0:
         raise UsageError(f"the seed is {seed}", fix="Give 0 or more")
     numbers = range(len(input_ids)) if rows is None else rows
+    if len(numbers) != len(input_ids):
+        raise UsageError(
+            f"{len(numbers)} row numbers are given for {len(input_ids)} prompts",
+            fix="Give one for each",
+        )
     if settings.num_beams > 1:
         return beam_search(decoder, prompt, settings, _generators(seed, numbers, 1))
     copies = settings.num_return_sequences

@@ -40,6 +40,7 @@ SINGLE: dict[str, dict[str, Any]] = {
     "several-ends": {"eos_token_id": ENDS},
     "no-pad": {"eos_token_id": ENDS, "pad_token_id": None},
     "max-length": {"max_new_tokens": None, "max_length": 13, "eos_token_id": ENDS},
+    "room-for-one": {"max_new_tokens": None, "max_length": max(LENGTHS) + 1},
     "min-length": {"min_length": 14, "eos_token_id": ENDS},
     "min-new": {"min_new_tokens": 6, "eos_token_id": ENDS},
     "min-new-before-min-length": {"min_new_tokens": 2, "min_length": 20, "eos_token_id": ENDS},
@@ -90,6 +91,7 @@ BEAMS |= {
     "all-of-3": {"num_beams": 3, "num_return_sequences": 3, "early_stopping": True},
     "no-end": {"num_beams": 3, "eos_token_id": None},
     "one-token": {"num_beams": 3, "max_new_tokens": 1},
+    "room-for-one": {"num_beams": 3, "max_new_tokens": None, "max_length": max(LENGTHS) + 1},
     "long": {"num_beams": 3, "max_new_tokens": 40, "eos_token_id": [2, 5]},
     "pad": {"num_beams": 3, "pad_token_id": 9, "eos_token_id": ENDS},
     "no-pad": {"num_beams": 3, "pad_token_id": None, "eos_token_id": ENDS},
@@ -164,6 +166,12 @@ def test_one_token_after_the_other(name: str, settings: dict[str, Any]) -> None:
 def test_beams(name: str, settings: dict[str, Any]) -> None:
     check(name, settings, LENGTHS)
     check(name, settings, [1])
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_the_default_length_ends_with_the_positions(name: str) -> None:
+    decoder = check(name, {"max_new_tokens": None, "eos_token_id": None}, [POSITIONS - 7])
+    assert len(decoder.rows) == 7
 
 
 def any_settings(random: Random) -> dict[str, Any]:

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from tfc.errors import UsageError
-from tfc.runtime.generation import GenerationSettings, generate, settings_from_config
+from tfc.runtime.generation import (
+    GenerationSettings,
+    generate,
+    settings_from_config,
+    warpers,
+)
 from tfc.runtime.generation.numerics import log_softmax, softmax
 from tfc.runtime.generation.processors import Prompt, processors_from_settings
 
@@ -86,6 +91,30 @@ def test_the_distribution_is_that_of_transformers(chosen: dict[str, Any], beams:
         stands = wanted.sequences[:, : length + step].numpy() if step else tokens[rows]
         found = process(stands, logits if beams == 1 else log_softmax(logits), rows)
         np.testing.assert_allclose(found, wanted.scores[step].numpy(), rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_equal_and_forbidden_scores_are_cut_as_transformers_cuts_them(keep: int) -> None:
+    """Probabilities of exactly 1/4 and 1/2: sums that meet the bounds."""
+    torch = pytest.importorskip("torch")
+    logits_process = pytest.importorskip("transformers.generation.logits_process")
+    out = -math.inf
+    rows = [[0, 0, 0, 0, out, out], [0, out, 0, out, out, out], [out, out, out, 5, out, out]]
+    scores = np.array([*rows, [1, 2, 2, 3, 3, 1]], np.float32)
+    for warper, name, values in (
+        (warpers.top_k, "TopKLogitsWarper", {"k": ("top_k", [1, 2, 6])}),
+        (warpers.top_p, "TopPLogitsWarper", {"p": ("top_p", [0.25, 0.5, 0.75])}),
+        (warpers.min_p, "MinPLogitsWarper", {"p": ("min_p", [0.5, 1.0])}),
+        (warpers.typical, "TypicalLogitsWarper", {"p": ("mass", [0.25, 0.5, 0.9])}),
+        (warpers.epsilon_cutoff, "EpsilonLogitsWarper", {"epsilon": ("epsilon", [0.25, 0.3])}),
+        (warpers.eta_cutoff, "EtaLogitsWarper", {"epsilon": ("epsilon", [0.25, 0.5])}),
+    ):
+        ((own, (theirs, numbers)),) = values.items()
+        for number in numbers:
+            rule = getattr(logits_process, name)(**{theirs: number}, min_tokens_to_keep=keep)
+            expected = rule(None, torch.from_numpy(scores)).numpy()
+            found = warper(np.zeros(0), scores, np.zeros(0), keep=keep, **{own: number})
+            np.testing.assert_array_equal(found, expected, f"{name} {number}")
 
 
 class Table:
@@ -181,6 +210,11 @@ def test_beams_are_drawn_without_replacement() -> None:
         expected = p[a] * p[b] * (1 / (1 - p[a]) + 1 / (1 - p[b]))
         share = np.mean((pairs == [a, b]).all(axis=1))
         assert abs(share - expected) <= 5 * math.sqrt(expected * (1 - expected) / draws)
+
+
+def test_every_prompt_has_its_row_number() -> None:
+    with pytest.raises(UsageError, match="3 row numbers are given for 4 prompts"):
+        generate(Table(30), PROMPTS, SAMPLED, rows=[0, 1, 2])
 
 
 def test_a_seed_below_zero_is_refused() -> None:
