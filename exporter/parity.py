@@ -39,7 +39,7 @@ def check_export(
         CheckFailed: the largest difference is above `RELATIVE_TOLERANCE` of the output's scale,
             or one of the two is not finite.
     """
-    session = session_from_onnx(model)
+    session = session_from_onnx(model, where)
     parity = ExportParity(0.0, 0.0, 0)
     for feed in feeds:
         with torch.no_grad():
