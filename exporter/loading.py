@@ -13,7 +13,7 @@ import transformers
 from safetensors import SafetensorError
 
 from tfc.errors import BadCheckpoint, first_line
-from tfc.exporter.modules import EmbeddingOf, LogitsOf
+from tfc.exporter.modules import EmbeddingOf, EosLogitsOf, LogitsOf
 from tfc.exporter.sentence_embedding import EmbeddingHead
 from tfc.exporter.source import Source
 from tfc.exporter.tasks import FEATURE_EXTRACTION, TaskSpec
@@ -21,6 +21,8 @@ from tfc.exporter.tasks import FEATURE_EXTRACTION, TaskSpec
 # Tokenizers without a limit report 10^30.
 _NO_LIMIT = 1_000_000
 _DEFAULT_MAX_LENGTH = 512
+# Encoder-decoders of which transformers has the encoder as a model of its own (T5EncoderModel).
+_HAS_ENCODER_MODEL = frozenset({"mt5", "t5", "umt5"})
 _LOADING_ERRORS = (ValueError, KeyError, OSError, RuntimeError, ImportError, SafetensorError)
 # What a tokenizer is saved as. Without any of them transformers makes up an empty one.
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "merges.txt")
@@ -34,7 +36,7 @@ def model_from_source(
     Raises:
         BadCheckpoint: the model type is unknown, or weights are missing or of the wrong shape.
     """
-    loader = getattr(transformers, task.auto_class)
+    loader = getattr(transformers, _auto_class(source, task))
     options: dict[str, Any] = {
         "dtype": torch.float32,
         "output_loading_info": True,
@@ -54,8 +56,10 @@ def model_from_source(
 
 def wrapped(model: Any, task: TaskSpec, head: EmbeddingHead) -> torch.nn.Module:
     """The model behind the one named output of its task."""
-    module = EmbeddingOf(model, head) if task.name == FEATURE_EXTRACTION else LogitsOf(model)
-    return module.eval()
+    if task.name == FEATURE_EXTRACTION:
+        return EmbeddingOf(model, head).eval()
+    pools_eos = model.config.is_encoder_decoder and hasattr(model, "classification_head")
+    return (EosLogitsOf(model) if pools_eos else LogitsOf(model)).eval()
 
 
 def tokenizer_from_source(source: Source, *, trust_remote_code: bool) -> Any:
@@ -127,6 +131,13 @@ def max_positions_of(model: Any) -> int | None:
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
             return int(module.num_embeddings) - offset
     return int(limit)
+
+
+def _auto_class(source: Source, task: TaskSpec) -> str:
+    """The base model of an encoder-decoder gives its decoder's states: embeddings want neither."""
+    if task.name == FEATURE_EXTRACTION and source.model_type in _HAS_ENCODER_MODEL:
+        return "AutoModelForTextEncoding"
+    return task.auto_class
 
 
 def _load(loader: Any, source: Source, options: dict[str, Any]) -> Any:
