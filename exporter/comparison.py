@@ -61,7 +61,7 @@ def check_outputs(
         CheckFailed: the largest difference is above `RELATIVE_TOLERANCE` of the output's scale,
             or one of the two is not finite.
     """
-    session = session_from_onnx(model)
+    session = session_from_onnx(model, where)
     parity = ExportParity(0.0, 0.0, 0)
     for feed in feeds:
         with torch.no_grad():
@@ -101,15 +101,24 @@ def worse(parity: ExportParity, expected: npt.NDArray[Any], got: npt.NDArray[Any
     )
 
 
-def session_from_onnx(model: Path | bytes) -> Any:
-    """ONNX Runtime on the CPU, running the graph as it stands."""
+def session_from_onnx(model: Path | bytes, where: str) -> Any:
+    """ONNX Runtime on the CPU, running the graph as it stands.
+
+    Raises:
+        CheckFailed: ONNX Runtime refuses the graph.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = _FATAL
     source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common root
+        raise CheckFailed(
+            f"ONNX Runtime refuses the exported graph: {first_line(error)}", where=where, fix=_FIX
+        ) from error
 
 
 def outputs_of(session: Any, feed: Feed, where: str) -> list[npt.NDArray[Any]]:

@@ -13,7 +13,13 @@ import transformers
 from safetensors import SafetensorError
 
 from tfc.errors import BadCheckpoint, first_line
-from tfc.exporter.modules import EmbeddingOf, ImageEmbeddingOf, ImageOutputsOf, TextOutputsOf
+from tfc.exporter.modules import (
+    EmbeddingOf,
+    EosLogitsOf,
+    ImageEmbeddingOf,
+    ImageOutputsOf,
+    TextOutputsOf,
+)
 from tfc.exporter.sentence_embedding import EmbeddingHead
 from tfc.exporter.source import Source
 from tfc.exporter.tasks import FEATURE_EXTRACTION, IMAGE, IMAGE_FEATURE_EXTRACTION, TaskSpec
@@ -22,6 +28,8 @@ from tfc.exporter.tasks import FEATURE_EXTRACTION, IMAGE, IMAGE_FEATURE_EXTRACTI
 _NO_LIMIT = 1_000_000
 _DEFAULT_MAX_LENGTH = 512
 _OWN_CLASS = ("EncoderModel", "WithProjection")
+# Encoder-decoders of which transformers has the encoder as a model of its own (T5EncoderModel).
+_HAS_ENCODER_MODEL = frozenset({"mt5", "t5", "umt5"})
 _LOADING_ERRORS = (ValueError, KeyError, OSError, RuntimeError, ImportError, SafetensorError)
 # What a tokenizer is saved as. Without any of them transformers makes up an empty one.
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "merges.txt")
@@ -64,6 +72,8 @@ def wrapped(model: Any, task: TaskSpec, head: EmbeddingHead) -> torch.nn.Module:
         module = ImageEmbeddingOf(model)
     elif task.reads == IMAGE:
         module = ImageOutputsOf(model, task.outputs)
+    elif model.config.is_encoder_decoder and hasattr(model, "classification_head"):
+        module = EosLogitsOf(model)
     else:
         module = TextOutputsOf(model, task.outputs)
     return module.eval()
@@ -148,6 +158,13 @@ def _loader_of(source: Source, task: TaskSpec) -> Any:
     if task.auto_class == "AutoModel" and source.architecture.endswith(_OWN_CLASS):
         return getattr(transformers, source.architecture)
     return getattr(transformers, task.auto_class)
+
+
+def _auto_class(source: Source, task: TaskSpec) -> str:
+    """The base model of an encoder-decoder gives its decoder's states: embeddings want neither."""
+    if task.name == FEATURE_EXTRACTION and source.model_type in _HAS_ENCODER_MODEL:
+        return "AutoModelForTextEncoding"
+    return task.auto_class
 
 
 def _load(loader: Any, source: Source, options: dict[str, Any]) -> Any:

@@ -77,6 +77,9 @@ def onnx_from_module(
     def dynamic(each: GraphInput) -> dict[int, Any]:
         return {index: dims[axis.name] for index, axis in each.axes.items()}
 
+    # Without gradients: torch 2.13 chooses another kernel for scaled_dot_product_attention while it
+    # decomposes than while it captures, when a mask comes from a parameter that may be trained
+    # (T5's position bias), and then refuses the layout that the first one had.
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(

@@ -73,17 +73,21 @@ def inputs_of(prefix: str, tensors: Sequence[Tensor], axes: Mapping[int, Axis]) 
     return [GraphInput(name, each, axes) for name, each in zip(names, tensors, strict=True)]
 
 
-def check_layout(model: Any, tensors: Sequence[Tensor], batch: int, length: int) -> None:
-    """Refuse a model whose cache is not `[batch, heads, length, head_dim]` in every layer.
+def example_from_cache(model: Any, cache: Any, batch: int, length: int) -> list[Tensor]:
+    """The tensors of a cache that the model filled, in its own layout.
 
     Raises:
-        BadCheckpoint: a layer keeps another state, as linear attention does.
+        BadCheckpoint: a layer's state is not `[batch, heads, length, head_dim]`: it is no
+            attention, or keeps something else.
     """
-    for index, tensor in enumerate(tensors):
-        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else ()
+    layers = getattr(cache, "layers", [])
+    states = [getattr(layer, part, None) for layer in layers for part in ("keys", "values")]
+    for index, state in enumerate(states or [None]):
+        shape = () if state is None else tuple(state.shape)
         if len(shape) != 4 or (shape[0], shape[2]) != (batch, length):
             raise BadCheckpoint(
-                f"layer {index // 2} of {type(model).__name__} keeps a state that is no key-value "
-                f"cache: {list(shape) or 'no tensor'}",
+                f"layer {index // 2} of {type(model).__name__} keeps no keys and values of "
+                f"[batch, heads, length, head_dim]: {list(shape) or 'it has no such cache'}",
                 fix="tfc exports generation for models whose layers all have attention",
             )
+    return states

@@ -22,7 +22,7 @@ from tfc.exporter.generation.cache import (
     PAST,
     PRESENT,
     cache_from_tensors,
-    check_layout,
+    example_from_cache,
     inputs_of,
     names_of,
     tensors_of,
@@ -104,7 +104,6 @@ def example_ids(length: int) -> Tensor:
 def _example_past(model: Any) -> list[Tensor]:
     """Keys and values of three tokens, as the model itself lays them out."""
     with torch.no_grad():
-        cache = model(input_ids=example_ids(EXAMPLE_PAST), use_cache=True).past_key_values
-    past = tensors_of(cache)
-    check_layout(model, past, EXAMPLE_BATCH, EXAMPLE_PAST)
-    return past
+        output = model(input_ids=example_ids(EXAMPLE_PAST), use_cache=True, return_dict=True)
+    cache = getattr(output, "past_key_values", None)
+    return example_from_cache(model, cache, EXAMPLE_BATCH, EXAMPLE_PAST)

@@ -24,7 +24,7 @@ from tfc.exporter.comparison import (
     session_from_onnx,
     worse,
 )
-from tfc.exporter.generation.cache import PAST
+from tfc.exporter.generation.cache import PAST, PRESENT
 from tfc.exporter.generation.graphs import DECODER, ENCODER
 from tfc.exporter.generation.seq2seq import SPEECH_INPUT, feature_shape
 from tfc.runtime.padding import Feed
@@ -72,7 +72,7 @@ def check_generation(model: Any, graphs: Mapping[str, Path | bytes], where: str)
         CheckFailed: the largest difference is above `RELATIVE_TOLERANCE` of the logits' scale, or
             a graph does not run.
     """
-    sessions = {name: session_from_onnx(graph) for name, graph in graphs.items()}
+    sessions = {name: session_from_onnx(graph, where) for name, graph in graphs.items()}
     random = np.random.default_rng(_SEED)
     parity = ExportParity(0.0, 0.0, 0)
     for scenario in scenarios_of(longest_of(model)):
@@ -135,8 +135,7 @@ def _seq2seq_trial(
     expected = [
         logits_of_row(model, **row, decoder_input_ids=ids[index]) for index, row in enumerate(rows)
     ]
-    names = [output.name for output in encoder.get_outputs()]
-    fixed = dict(zip(names, outputs_of(encoder, source, where), strict=True))
+    fixed = _named_outputs(encoder, source, where)
     if "attention_mask" in source:
         fixed["encoder_attention_mask"] = source["attention_mask"]
     return _Trial(ids, np.stack(expected), fixed)
@@ -170,9 +169,15 @@ def _called(
         done += tokens
         masks = {} if trial.mask is None else {"attention_mask": trial.mask[:, :done]}
         feed = {"input_ids": new, **masks, **trial.fixed, **past}
-        logits, *present = outputs_of(decoder, feed, where)
-        past = dict(zip(past, present, strict=True))
-        yield done, logits
+        present = _named_outputs(decoder, feed, where)
+        logits = present.pop("logits")
+        past = {name.replace(PRESENT, PAST): tensor for name, tensor in present.items()}
+        yield done, logits if all(np.isfinite(p).all() for p in past.values()) else logits * np.nan
+
+
+def _named_outputs(session: Any, feed: Feed, where: str) -> Feed:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, outputs_of(session, feed, where), strict=True))
 
 
 def _no_past(decoder: Any, batch: int) -> Feed:

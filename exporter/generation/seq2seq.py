@@ -30,8 +30,8 @@ from tfc.exporter.generation.cache import (
     PAST,
     PRESENT,
     cache_from_tensors,
-    check_layout,
     empty_cache,
+    example_from_cache,
     inputs_of,
     names_of,
     tensors_of,
@@ -154,8 +154,8 @@ def _example_caches(model: Any, source: list[GraphInput]) -> tuple[list[Tensor],
     ids = example_ids(EXAMPLE_PAST)
     with torch.no_grad():
         model(**inputs, decoder_input_ids=ids, past_key_values=cache, use_cache=True)
-    past = tensors_of(cache.self_attention_cache)
-    check_layout(model, past, EXAMPLE_BATCH, EXAMPLE_PAST)
+    own = cache.self_attention_cache
+    past = example_from_cache(model, own, EXAMPLE_BATCH, EXAMPLE_PAST)
     return past, tensors_of(cache.cross_attention_cache)
 
 
