@@ -13,7 +13,10 @@ from tfc.errors import BadInput, TfcError
 from tfc.manifest import Preprocess, Signature, Task, TensorSpec
 from tfc.runtime.backends.base import Profile, Range
 from tfc.runtime.batching import Limits
-from tfc.runtime.predictor import Predictor
+from tfc.runtime.feeding import GraphRunner, TextFeeder
+from tfc.runtime.predictor import Outcome, Predictor
+from tfc.runtime.tasks import TEXT_TASKS
+from tfc.runtime.tasks.base import TextModel
 from tfc.runtime.tokenization import TextEncoder
 
 TEXTS = ["one two three four", "", "five", "six seven eight", "nine ten", "eleven " * 30]
@@ -48,19 +51,28 @@ def encoder(side: str) -> TextEncoder:
     return TextEncoder(minilm(), values, ["input_ids", "attention_mask"], offsets=True)
 
 
-def predictor(task: Task, output: str, side: str, sequence: Range) -> Predictor:
-    axes: list[int | str] = ["batch", "sequence"]
-    inputs = [TensorSpec(name, "int32", axes) for name in ("input_ids", "attention_mask")]
-    signature = Signature(inputs, [TensorSpec(output, "float32", [*axes, 2])])
-    profile = Profile(Range(3, 4, 4), sequence)
-    return Predictor(task, signature, profile, encoder(side), streams=2)
+class Loop:
+    """A predictor for one task, on an engine that echoes."""
+
+    def __init__(self, task: Task, output: str, side: str, sequence: Range) -> None:
+        axes: list[int | str] = ["batch", "sequence"]
+        inputs = [TensorSpec(name, "int32", axes) for name in ("input_ids", "attention_mask")]
+        signature = Signature(inputs, [TensorSpec(output, "float32", [*axes, 2])])
+        feeder = TextFeeder(encoder(side), signature, Profile(Range(3, 4, 4), sequence))
+        kind = TEXT_TASKS[task.name]
+        self.task = kind(TextModel(task, encoder(side), feeder.longest), kind.options())
+        self.runner = GraphRunner(Echo(output), signature, [output])
+        self.predictor = Predictor(feeder, streams=2)
+
+    def outcomes(self, items: list[Any], window: int, limits: Limits) -> list[Outcome]:
+        return list(self.predictor.outcomes(self.task, self.runner, items, window, limits))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_token_embeddings_are_of_the_texts_own_tokens(side: str) -> None:
     task = Task("feature-extraction", pooling="none")
-    loop = predictor(task, "last_hidden_state", side, Range(5, 8, 16))
-    found = list(loop.outcomes(Echo("last_hidden_state"), TEXTS, 4, Limits(2)))
+    loop = Loop(task, "last_hidden_state", side, Range(5, 8, 16))
+    found = loop.outcomes(TEXTS, 4, Limits(2))
     for outcome, encoding in zip(found, encoder(side).encode(TEXTS), strict=True):
         assert outcome.prediction == {"token_embeddings": [[i, 1] for i in encoding.ids]}
         assert outcome.tokens == len(encoding)
@@ -70,8 +82,8 @@ def test_token_embeddings_are_of_the_texts_own_tokens(side: str) -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_entities_are_placed_in_the_text_whatever_the_padding(side: str) -> None:
     task = Task("token-classification", labels=LABELS)
-    loop = predictor(task, "logits", side, Range(1, 8, 16))
-    found = list(loop.outcomes(Echo("logits"), TEXTS, 10, Limits(6)))
+    loop = Loop(task, "logits", side, Range(1, 8, 16))
+    found = loop.outcomes(TEXTS, 10, Limits(6))
     assert [outcome.error for outcome in found] == [None] * len(TEXTS)
     assert [len(outcome.prediction["entities"]) for outcome in found] == [4, 0, 1, 3, 2, 14]
     words = [entity["text"] for entity in found[3].prediction["entities"]]
@@ -80,8 +92,8 @@ def test_entities_are_placed_in_the_text_whatever_the_padding(side: str) -> None
 
 def test_a_pair_has_no_entities() -> None:
     task = Task("token-classification", labels=LABELS)
-    loop = predictor(task, "logits", "right", Range(1, 8, 16))
-    found = list(loop.outcomes(Echo("logits"), ["one", ("two", "three")], 10, Limits(6)))
+    loop = Loop(task, "logits", "right", Range(1, 8, 16))
+    found = loop.outcomes(["one", ("two", "three")], 10, Limits(6))
     assert found[0].error is None
     assert isinstance(found[1].error, BadInput)
     assert found[1].error.where == "item 1"
@@ -89,10 +101,10 @@ def test_a_pair_has_no_entities() -> None:
 
 def test_errors_count_items_across_windows() -> None:
     task = Task("feature-extraction", pooling="none")
-    loop = predictor(task, "last_hidden_state", "right", Range(1, 8, 8))
+    loop = Loop(task, "last_hidden_state", "right", Range(1, 8, 8))
     own = TfcError("the caller's own")
     items: list[object] = ["a", "b", None, "c", "too " * 9, own, "d", 3]
-    found = list(loop.outcomes(Echo("last_hidden_state"), items, 2, Limits(6)))
+    found = loop.outcomes(items, 2, Limits(6))
     assert [outcome.error is None for outcome in found] == [
         *(True, True, False, True),
         *(False, False, True, False),
