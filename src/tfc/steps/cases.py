@@ -20,7 +20,7 @@ from tfc.runtime.audio import AudioEncoder
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.images import ImageEncoder
 from tfc.runtime.padding import Feed
-from tfc.runtime.tokenization import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS, Text, TextEncoder
+from tfc.runtime.tokenization import ATTENTION_MASK, INPUT_IDS, TOKENIZER_INPUTS, Text, TextEncoder
 from tfc.steps.generation_cases import MOST_ROWS, GenerationCases
 from tfc.steps.reference import Reference
 
@@ -29,7 +29,6 @@ Call = Callable[[Feed], dict[str, Array]]
 OnBatch = Callable[[int, int], None]
 
 _BATCH = 16
-TOKENIZER_INPUTS = frozenset({INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS})
 _SAMPLES = "the samples kept at export"
 # Of outputs as wide as a vocabulary, so many tokens of each batch are compared: 200 texts of 64
 # tokens and 30,000 values each would be 3 GB.
@@ -185,6 +184,7 @@ def text_encoder_of(artifact: Artifact) -> TextEncoder:
             fix="Compare its engines with Session.run on your own tensors",
         )
     names = [s.name for s in manifest.signature.inputs if s.name in TOKENIZER_INPUTS]
+    names = names or [INPUT_IDS]  # a model that hears: its tokenizer gives what its decoder reads
     return TextEncoder(artifact.file(manifest.preprocess.tokenizer), manifest.preprocess, names)
 
 
