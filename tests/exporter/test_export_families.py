@@ -86,6 +86,7 @@ def test_a_mask_of_one_row_gets_a_row_per_query() -> None:
     operators = [node.op_type for node in model.graph]
     assert operators == ["Shape", "Concat", "Expand", "Attention", "Attention"]
     mask = model.graph.node(3).inputs[3]
+    assert mask is not None
     assert mask is model.graph.node(4).inputs[3]
     assert str(mask.shape) == "[batch,1,sequence,sequence]"
 
