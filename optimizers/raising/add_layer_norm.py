@@ -74,6 +74,8 @@ class AddLayerNorm:
             return None
         if _is_embedding(first) and _is_embedding(second):
             return None
+        if _is_shared(first) != _is_shared(second):
+            return None
         axis = attribute(node, "axis", -1)
         rank = None if summed is None or summed.shape is None else len(summed.shape)
         if axis != -1 and axis + 1 != rank:
@@ -104,6 +106,11 @@ class AddLayerNorm:
 
 def _is_bias(value: ir.Value) -> bool:
     return constant(value) is not None
+
+
+def _is_shared(value: ir.Value) -> bool:
+    """Whether all rows of the batch have the same values: positions, not a residual."""
+    return value.shape is not None and len(value.shape) > 1 and value.shape[0] == 1
 
 
 def _is_embedding(value: ir.Value) -> bool:
