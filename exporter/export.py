@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tfc.exporter.exported import Exported, Loaded
+from tfc.exporter.generation.export import export_generation
+from tfc.exporter.image import export_image
 from tfc.exporter.loading import model_from_source
 from tfc.exporter.source import Source
-from tfc.exporter.tasks import task_of
+from tfc.exporter.tasks import IMAGE, task_of
 from tfc.exporter.text import export_text
 
 
@@ -43,4 +45,6 @@ def export_checkpoint(
         source, spec, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
     loaded = Loaded(source, spec, model, folder, max_length, trust_remote_code, on_stage)
-    return export_text(loaded)
+    if spec.generates:
+        return export_generation(loaded)
+    return export_image(loaded) if spec.reads == IMAGE else export_text(loaded)

@@ -16,6 +16,8 @@ from tfc.errors import BadCheckpoint
 from tfc.exporter.source import Source
 
 NO_POOLING = "none"
+# What a model does itself that gives one vector per text (CLIP's text tower).
+PROJECTION = "projection"
 POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 _BOOLEAN_KEYS = {
     "pooling_mode_cls_token": "cls",

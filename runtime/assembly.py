@@ -2,41 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tfc.artifact import Artifact
-from tfc.errors import UsageError
-from tfc.manifest import MODEL, Engine, Signature
-from tfc.runtime.backends.base import Runner
-from tfc.runtime.feeding import BatchRunner, Feeder, GraphRunner, TextFeeder
+from tfc.errors import BadArtifact, UsageError
+from tfc.manifest import DECODER, MODEL, Engine, Manifest
+from tfc.runtime.audio import AudioEncoder
+from tfc.runtime.backends.base import Profile, Runner
+from tfc.runtime.feeding import (
+    BatchRunner,
+    Feeder,
+    GraphRunner,
+    MediaEncoder,
+    MediaFeeder,
+    TextFeeder,
+)
+from tfc.runtime.generation_runner import GenerationRunner
+from tfc.runtime.images import ImageEncoder
 from tfc.runtime.rows import Columns
-from tfc.runtime.tasks import TEXT_TASKS
-from tfc.runtime.tasks.base import Task, TextModel, TextTask, check_outputs
+from tfc.runtime.tasks import GENERATION_TASKS, MEDIA_TASKS, TEXT_TASKS
+from tfc.runtime.tasks.base import Task, TextModel, check_outputs
+from tfc.runtime.tasks.generation import GenerationOptions, settings_of
+from tfc.runtime.tasks.media import MediaModel
 from tfc.runtime.tasks.options import options_from_values
 from tfc.runtime.tensors import profile_of
-from tfc.runtime.tokenization import TextEncoder
+from tfc.runtime.tokenization import TOKENIZER_INPUTS, TextEncoder
+
+Runners = Mapping[str, Runner]
 
 
 @dataclass(frozen=True)
-class TextAssembly:
-    """The parts for a model that reads text and answers at once."""
+class Assembly:
+    """The parts for one model.
 
-    kind: type[TextTask[Any]]
-    model: TextModel
+    Attributes:
+        kind: the task's class; called with `model` and the options of a call.
+        model: what the task knows of the model.
+        feeder: makes batches.
+        run: makes what runs batches, from the loaded graphs and the options of a call.
+    """
+
+    kind: Any
+    model: Any
     feeder: Feeder
-    signature: Signature
+    run: Callable[[Runners, Any], BatchRunner]
 
     @property
     def columns(self) -> Columns:
         """The fields of a job's rows, where the caller names none."""
-        return self.kind.columns
+        columns: Columns = self.kind.columns
+        return columns
 
     @property
     def options(self) -> type:
         """The dataclass of what a call may choose."""
-        return self.kind.options
+        kind: type = self.kind.options
+        return kind
 
     def task(self, options: Mapping[str, object]) -> Task:
         """The task with the options of one call.
@@ -44,36 +67,120 @@ class TextAssembly:
         Raises:
             UsageError: an option that the task does not have, or a value that it does not take.
         """
-        values = options_from_values(self.kind.name, self.kind.options, options)
-        return self.kind(self.model, values)
+        task: Task = self.kind(self.model, self._parsed(options))
+        return task
 
-    def batch_runner(self, runners: Mapping[str, Runner]) -> BatchRunner:
-        """What runs the graph."""
-        names = self.kind.outputs(self.model.task)
-        return GraphRunner(runners[MODEL], self.signature, names)
+    def batch_runner(self, runners: Runners, options: Mapping[str, object]) -> BatchRunner:
+        """What runs the graphs, with the options of one call."""
+        return self.run(runners, self._parsed(options))
+
+    def _parsed(self, options: Mapping[str, object]) -> Any:
+        return options_from_values(self.kind.name, self.kind.options, options)
 
 
-def assembly_of(artifact: Artifact, engine: Engine) -> TextAssembly | None:
+def assembly_of(artifact: Artifact, engine: Engine) -> Assembly | None:
     """The parts for the artifact's task; None for a model that takes tensors only.
 
     Raises:
-        BadArtifact: the graph or the tokenizer does not fit the task.
+        BadArtifact: the graphs or the preprocessing do not fit the task.
     """
-    manifest = artifact.manifest
-    kind = TEXT_TASKS.get(manifest.task.name)
-    if manifest.preprocess is None or kind is None:
+    manifest, profile = artifact.manifest, profile_of(engine)
+    name = manifest.task.name
+    if name in MEDIA_TASKS:
+        return _media_assembly(artifact)
+    if manifest.preprocess is None:
         return None
+    if name in GENERATION_TASKS:
+        return _generation_assembly(artifact, profile)
+    return _text_assembly(artifact, profile) if name in TEXT_TASKS else None
+
+
+def _text_assembly(artifact: Artifact, profile: Profile) -> Assembly:
+    manifest = artifact.manifest
+    kind = TEXT_TASKS[manifest.task.name]
     signature = manifest.graphs[MODEL].signature
-    check_outputs(kind.outputs(manifest.task), manifest.task, signature)
-    encoder = TextEncoder(
+    names = kind.outputs(manifest.task)
+    check_outputs(names, manifest.task, signature)
+    encoder = _text_encoder(artifact, kind.offsets)
+    feeder = TextFeeder(encoder, signature, profile)
+    longest = min(encoder.preprocess.max_length, feeder.longest)
+    return Assembly(
+        kind,
+        TextModel(manifest.task, encoder, longest),
+        feeder,
+        lambda runners, _: GraphRunner(runners[MODEL], signature, names),
+    )
+
+
+def _generation_assembly(artifact: Artifact, profile: Profile) -> Assembly:
+    manifest = artifact.manifest
+    encoder = _text_encoder(artifact)
+    feeder = TextFeeder(encoder, manifest.signature, profile)
+    longest = min(encoder.preprocess.max_length, feeder.longest)
+    return Assembly(
+        GENERATION_TASKS[manifest.task.name],
+        TextModel(manifest.task, encoder, longest),
+        feeder,
+        _decoding(manifest, feeder.most_rows),
+    )
+
+
+def _media_assembly(artifact: Artifact) -> Assembly:
+    manifest = artifact.manifest
+    kind = MEDIA_TASKS[manifest.task.name]
+    writes = DECODER in manifest.graphs
+    text = _text_encoder(artifact) if writes else None
+    feeder = MediaFeeder(_media_encoder(manifest))
+    if writes:
+        run = _decoding(manifest, feeder.most_rows)
+    else:
+        names, signature = kind.outputs(manifest.task), manifest.signature
+        check_outputs(names, manifest.task, signature)
+
+        def run(runners: Runners, _: Any) -> BatchRunner:
+            return GraphRunner(runners[MODEL], signature, names)
+
+    return Assembly(kind, MediaModel(manifest.task, feeder.encoder, text), feeder, run)
+
+
+def _decoding(manifest: Manifest, most_rows: int) -> Callable[[Runners, Any], BatchRunner]:
+    limit = manifest.preprocess.max_length if manifest.preprocess is not None else None
+
+    def run(runners: Runners, options: GenerationOptions) -> BatchRunner:
+        settings = settings_of(manifest.task.generation, options)
+        return GenerationRunner(
+            runners,
+            manifest.graphs,
+            settings,
+            seed=options.seed,
+            positions=limit,
+            most_rows=most_rows,
+        )
+
+    return run
+
+
+def _media_encoder(manifest: Manifest) -> MediaEncoder:
+    if manifest.images is not None:
+        return ImageEncoder(manifest.images)
+    if manifest.audio is not None:
+        return AudioEncoder(manifest.audio)
+    raise BadArtifact(
+        f"the manifest does not say how the inputs of {manifest.task.name} become tensors",
+        fix="Export the checkpoint again with: tfc export --overwrite",
+    )
+
+
+def _text_encoder(artifact: Artifact, offsets: bool = False) -> TextEncoder:
+    manifest = artifact.manifest
+    assert manifest.preprocess is not None
+    names = [spec.name for spec in manifest.signature.inputs if spec.name in TOKENIZER_INPUTS]
+    return TextEncoder(
         artifact.file(manifest.preprocess.tokenizer),
         manifest.preprocess,
-        manifest.graphs[MODEL].input_names,
-        offsets=kind.offsets,
+        names or [*TOKENIZER_INPUTS][:1],
+        offsets=offsets,
     )
-    feeder = TextFeeder(encoder, signature, profile_of(engine))
-    longest = min(manifest.preprocess.max_length, feeder.longest)
-    return TextAssembly(kind, TextModel(manifest.task, encoder, longest), feeder, signature)
 
 
 def takes_tensors_only(task: str) -> UsageError:

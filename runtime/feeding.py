@@ -19,6 +19,8 @@ from tfc.runtime.tokenization import INPUT_IDS, TextEncoder
 
 Array = npt.NDArray[Any]
 NO_CUT = slice(None)
+# Images are large: 32 of 224 x 224 are 19 MB in, and their activations some hundred.
+MOST_MEDIA = 32
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,16 @@ class Feed:
     arrays: Mapping[str, Array]
     places: Sequence[slice]
     width: int
+
+
+class MediaEncoder(Protocol):
+    """Files or arrays → the model's own arrays, all of one shape."""
+
+    def encode_one(self, item: object, where: str) -> Array:
+        """One item's array; raises BadInput or BadData."""
+
+    def batch(self, arrays: Sequence[Array]) -> dict[str, Array]:
+        """The arrays of a batch by input name."""
 
 
 class Feeder(Protocol):
@@ -88,6 +100,28 @@ class TextFeeder:
             for name, array in self._encoder.pad(filled, width).items()
         }
         return Feed(arrays, [self._encoder.place(len(row), width) for row in rows], width)
+
+
+class MediaFeeder:
+    """Stacks arrays of one shape: images, recordings.
+
+    Args:
+        encoder: makes the arrays, and the inputs of a batch of them.
+    """
+
+    most_rows = MOST_MEDIA
+    longest = 1
+
+    def __init__(self, encoder: MediaEncoder) -> None:
+        self.encoder = encoder
+
+    def length(self, row: Any) -> int:
+        """Every row is as long as the others."""
+        return 1
+
+    def feed(self, rows: Sequence[Any]) -> Feed:
+        """The rows as one array."""
+        return Feed(self.encoder.batch(rows), [NO_CUT] * len(rows), 1)
 
 
 class GraphRunner:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tfc.artifact import Artifact
 from tfc.errors import BadInput, UsageError
 from tfc.manifest import Manifest
-from tfc.runtime.assembly import TextAssembly, assembly_of, takes_tensors_only
+from tfc.runtime.assembly import Assembly, assembly_of, takes_tensors_only
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.batching import CPU, Limits, default_plan
 from tfc.runtime.cores import usable_cores
@@ -48,7 +48,7 @@ class Session:
         manifest: Manifest,
         choice: Choice,
         runners: dict[str, Runner],
-        assembly: TextAssembly | None,
+        assembly: Assembly | None,
         streams: int = 1,
     ) -> None:
         self.task = manifest.task
@@ -170,7 +170,7 @@ class Session:
         """
         parts = self._parts
         task = parts.task(options)
-        runner = parts.batch_runner(self._loaded())
+        runner = parts.batch_runner(self._loaded(), options)
         plan = default_plan(self.hardware)
         limits = plan.limits if batch_size is None else Limits(batch_size)
         size = plan.window if window is None else window
@@ -204,7 +204,7 @@ class Session:
         self.close()
 
     @property
-    def _parts(self) -> TextAssembly:
+    def _parts(self) -> Assembly:
         if self._assembly is None:
             raise takes_tensors_only(self.task.name)
         return self._assembly

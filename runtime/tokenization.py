@@ -28,7 +28,7 @@ Ints = npt.NDArray[np.int64]
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
 TOKEN_TYPE_IDS = "token_type_ids"
-_KNOWN_INPUTS = frozenset({INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS})
+TOKENIZER_INPUTS = (INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS)
 _SIDES = ("left", "right")
 
 
@@ -208,7 +208,7 @@ def _values(encoding: Tokens, name: str) -> list[int]:
 
 
 def _check_inputs(names: tuple[str, ...], path: Path) -> None:
-    unknown = sorted(set(names) - _KNOWN_INPUTS)
+    unknown = sorted(set(names) - frozenset(TOKENIZER_INPUTS))
     if not unknown and INPUT_IDS in names:
         return
     what = f"an input '{unknown[0]}'" if unknown else f"no input '{INPUT_IDS}'"

@@ -24,6 +24,13 @@ fill-mask                 a text with masks     ``masks``: for each mask a list 
 feature-extraction        a text, or a pair     ``embedding``; without pooling
                                                 ``token_embeddings``, one vector per token,
                                                 special tokens included
+text-generation           a text                ``text``: what the model adds; with several
+                                                sequences also ``texts``
+text2text-generation      a text                ``text``, or ``texts``
+image-classification      an image              as single-label text-classification
+image-feature-extraction  an image              ``embedding``
+automatic-speech-         a recording           ``text``, or ``texts``
+recognition
 ========================  ====================  ==================================================
 
 Probabilities are computed in float64 from the logits, whatever the engine's precision. Numbers
@@ -39,9 +46,22 @@ from tfc.runtime.tasks.classification import TextClassification
 from tfc.runtime.tasks.embedding import FeatureExtraction
 from tfc.runtime.tasks.entities import TokenClassification
 from tfc.runtime.tasks.fill_mask import FillMask
+from tfc.runtime.tasks.generation import Text2TextGeneration, TextGeneration
+from tfc.runtime.tasks.media import (
+    ImageClassification,
+    ImageFeatureExtraction,
+    MediaTask,
+    SpeechRecognition,
+)
 from tfc.runtime.tasks.question_answering import QuestionAnswering
 from tfc.runtime.tasks.zero_shot import ZeroShotClassification
 
+GENERATION_TASKS: dict[str, type[TextTask[Any]]] = {
+    task.name: task for task in (TextGeneration, Text2TextGeneration)
+}
+MEDIA_TASKS: dict[str, type[MediaTask]] = {
+    task.name: task for task in (ImageClassification, ImageFeatureExtraction, SpeechRecognition)
+}
 TEXT_TASKS: dict[str, type[TextTask[Any]]] = {
     task.name: task
     for task in (
@@ -53,3 +73,5 @@ TEXT_TASKS: dict[str, type[TextTask[Any]]] = {
         FeatureExtraction,
     )
 }
+
+EVERY_TASK: dict[str, Any] = {**TEXT_TASKS, **GENERATION_TASKS, **MEDIA_TASKS}

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from tfc.errors import BadArtifact, UsageError
+from tfc.manifest import Task as TaskRecord
 from tfc.runtime.tasks.base import (
     Array,
     Item,
@@ -62,27 +63,26 @@ class ClassificationOptions:
             raise UsageError(f"top_k {self.top_k} is not possible", fix="Give 1 or more")
 
 
-class TextClassification(TextTask[ClassificationOptions]):
-    """One row per text; the logits are `[labels]`."""
+class LabelReader:
+    """Logits `[labels]` → a prediction.
 
-    name = "text-classification"
-    options = ClassificationOptions
-    pairs = True
+    Raises:
+        BadArtifact: the manifest names a problem that there is not.
+    """
 
-    def __init__(self, model: TextModel, options: ClassificationOptions) -> None:
-        super().__init__(model, options)
-        problem = model.task.problem
-        if problem not in _DEFAULTS:
+    def __init__(self, record: TaskRecord, options: ClassificationOptions) -> None:
+        if record.problem not in _DEFAULTS:
             raise BadArtifact(
-                f"the manifest names an unknown kind of text-classification: '{problem}'",
+                f"the manifest names an unknown kind of {record.name}: '{record.problem}'",
                 fix="Export the checkpoint again with: tfc export --overwrite",
             )
-        self._function = _FUNCTIONS[options.function_to_apply or _DEFAULTS[problem]]
+        self._labels, self._problem = record.labels, record.problem
+        self._top_k = options.top_k
+        self._function = _FUNCTIONS[options.function_to_apply or _DEFAULTS[record.problem]]
 
-    def read(self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]) -> Prediction:
-        """The prediction of one text."""
-        logits = outputs[0]["logits"]
-        labels, problem = self._model.task.labels, self._model.task.problem
+    def read(self, logits: Array) -> Prediction:
+        """The prediction of one item."""
+        labels, problem = self._labels, self._problem
         check_labels(logits.shape[-1], labels)
         values = self._function(logits).tolist()
         if problem == REGRESSION and len(values) == 1:
@@ -97,7 +97,23 @@ class TextClassification(TextTask[ClassificationOptions]):
         return {"label": labels[best], "score": values[best], "scores": scores}
 
     def _kept(self, scores: dict[str, float]) -> dict[str, float]:
-        if self._options.top_k is None:
+        if self._top_k is None:
             return scores
         best = sorted(scores, key=lambda label: -scores[label])
-        return {label: scores[label] for label in best[: self._options.top_k]}
+        return {label: scores[label] for label in best[: self._top_k]}
+
+
+class TextClassification(TextTask[ClassificationOptions]):
+    """One row per text; the logits are `[labels]`."""
+
+    name = "text-classification"
+    options = ClassificationOptions
+    pairs = True
+
+    def __init__(self, model: TextModel, options: ClassificationOptions) -> None:
+        super().__init__(model, options)
+        self._reader = LabelReader(model.task, options)
+
+    def read(self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]) -> Prediction:
+        """The prediction of one text."""
+        return self._reader.read(outputs[0]["logits"])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfc.errors import TfcError, UsageError
+from tfc.manifest import Preprocess
 from tfc.manifest import Task as TaskRecord
 from tfc.runtime.tasks.base import Item, Prediction, Row, RowOutputs, TextModel, TextTask
 from tfc.runtime.tasks.options import option
@@ -38,14 +39,7 @@ class FeatureExtraction(TextTask[EmbeddingOptions]):
 
     def __init__(self, model: TextModel, options: EmbeddingOptions) -> None:
         super().__init__(model, options)
-        values = model.encoder.preprocess
-        name = values.default_prompt if options.prompt is None else options.prompt
-        if name and name not in values.prompts:
-            raise UsageError(
-                f"this model has no prompt '{name}'",
-                fix=f"It has: {', '.join(values.prompts) or 'none'}",
-            )
-        self._prompt = values.prompts[name] if name else ""
+        self._prompt = prompt_of(model.encoder.preprocess, options.prompt)
 
     @classmethod
     def outputs(cls, record: TaskRecord) -> tuple[str, ...]:
@@ -67,3 +61,18 @@ class FeatureExtraction(TextTask[EmbeddingOptions]):
         if isinstance(text, tuple):
             return self._prompt + text[0], text[1]
         return self._prompt + text
+
+
+def prompt_of(preprocess: Preprocess, name: str | None) -> str:
+    """The text of the prompt called `name`; None is the model's default one, "" is none.
+
+    Raises:
+        UsageError: the model has no such prompt.
+    """
+    chosen = preprocess.default_prompt if name is None else name
+    if chosen and chosen not in preprocess.prompts:
+        raise UsageError(
+            f"this model has no prompt '{chosen}'",
+            fix=f"It has: {', '.join(preprocess.prompts) or 'none'}",
+        )
+    return preprocess.prompts[chosen] if chosen else ""

@@ -1,7 +1,7 @@
 """What a call may choose: the options of a task, given in Python or as text, read strictly.
 
-A task's options are a frozen dataclass. Each field has a type among `bool`, `int`, `str`,
-`tuple[str, ...]`, a `Literal` of texts, and one of these or None; and, under ``help`` in its
+A task's options are a frozen dataclass. Each field has a type among `bool`, `int`, `float`,
+`str`, `tuple[str, ...]`, a `Literal` of texts, and one of these or None; and, under ``help`` in its
 metadata, the line that `tfc run --help` prints. `__post_init__` refuses values out of range.
 """
 
@@ -18,7 +18,13 @@ from typing import Any, Literal
 from tfc.errors import UsageError
 
 _NOT_JSON = object()
-_KINDS = {bool: "true or false", int: "a whole number", str: "a text", type(None): "null"}
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    type(None): "null",
+}
 
 
 def option(help: str, default: Any = dataclasses.MISSING) -> Any:
@@ -103,6 +109,8 @@ def _fits(hint: Any, value: object) -> bool:
         return isinstance(value, str) and value in typing.get_args(hint)
     if origin is tuple:
         return isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 

@@ -15,10 +15,10 @@ class RunCommand(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options of every task."""
-        from tfc.runtime.tasks import TEXT_TASKS
+        from tfc.runtime.tasks import EVERY_TASK
         from tfc.runtime.tasks.options import described_options
 
-        for name, task in TEXT_TASKS.items():
+        for name, task in EVERY_TASK.items():
             with formatter.section(f"--set for {name}"):
                 formatter.write_dl(described_options(task.options))
 

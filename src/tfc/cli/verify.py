@@ -62,7 +62,7 @@ def command(
             on_progress=lambda what, done, total: report(done, total, what),
         )
     grid = table(
-        f"Output {result.output} on {result.rows} texts of {result.data}",
+        f"Output {result.output} on {result.rows} {result.cases.noun} of {result.cases.origin}",
         ["engine", "verdict", ">max abs", ">mean abs", ">allowed", ">cosine", ">argmax"],
     )
     decides = bool(opened.manifest.task.labels)

@@ -20,8 +20,8 @@ from tfc.runtime.cores import busy_share, usable_cores
 from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.padding import Feed
 from tfc.runtime.throughput import Cell, measure
-from tfc.steps.cases import text_encoder_of
-from tfc.steps.record import OnProgress, no_progress, sample_texts, versions_of
+from tfc.steps.cases import sample_texts, text_encoder_of
+from tfc.steps.record import OnProgress, no_progress, versions_of
 from tfc.steps.reference import Reference, reference_from_artifact
 
 PYTORCH = "pytorch"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tfc.artifact import MANIFEST, Artifact, new_manifest_files
 from tfc.errors import TfcError, UsageError, require
 from tfc.files import staged_folder
-from tfc.manifest import Manifest, Step, manifest_to_json
+from tfc.manifest import Manifest, Step
+from tfc.manifest_json import manifest_to_json
 from tfc.steps.record import onnxruntime_version, versions_of
 
 if TYPE_CHECKING:
@@ -158,6 +159,8 @@ def _manifest(exported: Exported, folder: Path, step: Step, seconds: float) -> M
         task=exported.task,
         graphs=exported.graphs,
         preprocess=exported.preprocess,
+        images=exported.images,
+        audio=exported.audio,
         files=files,
         steps=[done],
     )

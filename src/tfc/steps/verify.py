@@ -6,21 +6,22 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tfc.artifact import SAMPLES, VERIFY_REPORT, Artifact
+from tfc.artifact import VERIFY_REPORT, Artifact
 from tfc.errors import BackendUnavailable, BadArtifact, UsageError
-from tfc.files import sha256_of_file
-from tfc.manifest import MODEL, Engine, Verdict
+from tfc.manifest import Engine, Verdict
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.parity import Parity, Tolerance, failures, parity_of, tolerance_of
-from tfc.steps.cases import Call, Cases, cases_from_texts
-from tfc.steps.record import OnProgress, no_progress, sample_texts, versions_of
+from tfc.steps.cases import Cases, cases_of
+from tfc.steps.generation_cases import GenerationCases
+from tfc.steps.record import OnProgress, no_progress, versions_of
 from tfc.steps.reference import reference_from_artifact
 
 VERIFIED, FAILED, NOT_RUN = "verified", "failed", "not run"
@@ -41,13 +42,21 @@ class EngineVerdict:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """The verdicts, on how many rows of which data, and on which output."""
+    """The verdicts, and what they were found on."""
 
     artifact: Artifact
     verdicts: tuple[EngineVerdict, ...]
-    rows: int
-    data: str
-    output: str
+    cases: Cases | GenerationCases
+
+    @property
+    def rows(self) -> int:
+        """How many inputs were compared."""
+        return self.cases.rows
+
+    @property
+    def output(self) -> str:
+        """The names of the outputs that were compared."""
+        return ", ".join(self.cases.outputs)
 
     @property
     def failed(self) -> list[str]:
@@ -86,15 +95,15 @@ def verify(
         BadCheckpoint: the checkpoint is not there or is another one.
     """
     names = _engine_names(artifact, engines)
-    texts, data_name, data_hash = _texts(artifact, data, text_column, limit)
-    cases = cases_from_texts(artifact, texts)
+    cases = cases_of(artifact, data, text_column, limit)
     reference = reference_from_artifact(
         artifact,
         checkpoint=checkpoint,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
-    expected = _vectors(reference, cases, on_progress, "PyTorch fp32")
+    cases = cases.prepared(reference)
+    expected = cases.of_reference(reference, partial(on_progress, "PyTorch fp32"))
     floors: dict[str, list[npt.NDArray[Any]]] = {}
     found = []
     for name in names:
@@ -102,12 +111,13 @@ def verify(
         precision = engine.precision
         if precision != "fp32" and precision not in floors and _why_not_run(engine) == "":
             half = reference.in_precision(precision)
-            floors[precision] = _vectors(half, cases, on_progress, f"PyTorch {precision}")
+            floors[precision] = cases.of_reference(
+                half, partial(on_progress, f"PyTorch {precision}")
+            )
         floor = floors.get(precision)
         found.append(_verdict(artifact, name, cases, expected, floor, on_progress))
-    output = ", ".join(cases.axes)
-    result = VerifyResult(artifact, tuple(found), cases.rows, data_name, output)
-    _record(result, data_hash)
+    result = VerifyResult(artifact, tuple(found), cases)
+    _record(result)
     return result
 
 
@@ -129,24 +139,6 @@ def _engine_names(artifact: Artifact, asked: Sequence[str]) -> list[str]:
     return list(asked) or list(engines)
 
 
-def _texts(
-    artifact: Artifact, data: str | Path | None, column: str, limit: int
-) -> tuple[list[Any], str, str]:
-    if data is None:
-        texts = sample_texts(artifact)[:limit]
-        return texts, "the samples kept at export", artifact.sha256(SAMPLES)
-    from tfc.runtime.jobs import texts_from_jsonl
-
-    path = Path(data)
-    return texts_from_jsonl(path, column, limit), str(path), sha256_of_file(path)
-
-
-def _vectors(
-    call: Call, cases: Cases, on_progress: OnProgress, what: str
-) -> list[npt.NDArray[Any]]:
-    return cases.vectors(call, lambda done, total: on_progress(what, done, total))
-
-
 def _why_not_run(engine: Engine) -> str:
     """Why the engine cannot be run on this machine; empty if it can."""
     return backend_of(engine.backend).availability().why_not_run
@@ -155,7 +147,7 @@ def _why_not_run(engine: Engine) -> str:
 def _verdict(
     artifact: Artifact,
     name: str,
-    cases: Cases,
+    cases: Cases | GenerationCases,
     expected: list[npt.NDArray[Any]],
     floor: list[npt.NDArray[Any]] | None,
     on_progress: OnProgress,
@@ -169,7 +161,7 @@ def _verdict(
     except (BadArtifact, BackendUnavailable) as error:
         return EngineVerdict(name, FAILED, str(error), None, None)
     try:
-        got = _vectors(runners[MODEL].run, cases, on_progress, name)
+        got = cases.of_engine(runners, partial(on_progress, name))
     finally:
         close_all(runners)
     tolerance = tolerance_of(expected, floor, engine.precision)
@@ -180,7 +172,7 @@ def _verdict(
     )
 
 
-def _record(result: VerifyResult, data_hash: str) -> None:
+def _record(result: VerifyResult) -> None:
     """Write reports/verify.json and the verdicts into the manifest."""
     artifact = result.artifact
     versions = versions_of("torch", "transformers")
@@ -191,14 +183,14 @@ def _record(result: VerifyResult, data_hash: str) -> None:
             verdict=found.verdict,
             reason=found.reason,
             engine_sha256=artifact.engine_sha256(engine),
-            data_sha256=data_hash,
+            data_sha256=result.cases.sha256,
             tolerance=found.tolerance.as_json() if found.tolerance else {},
             outputs={result.output: found.parity.as_json()} if found.parity else {},
             versions={**versions, **engine.versions},
             hardware=backend_of(engine.backend).availability().hardware,
         )
     report = {
-        "data": result.data,
+        "data": result.cases.origin,
         "rows": result.rows,
         "engines": {v.engine: dataclasses.asdict(records[v.engine]) for v in result.verdicts},
         "tolerance_source": {

@@ -1,0 +1,144 @@
+"""What every parity check of an export shares: the graph as it is on ONNX Runtime, and the verdict.
+
+The graph runs on ONNX Runtime's CPU provider without graph optimisations, so that a difference
+is the exporter's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tfc.errors import CheckFailed, first_line
+from tfc.runtime.padding import Feed
+
+# fp32 against fp32: the two sum in different orders. Measured on MiniLM and tiny random models:
+# below 3e-6 of the output's largest value. A wrong graph is off by far more than 1e-5 of it.
+RELATIVE_TOLERANCE = 1e-5
+_FIX = "Report this model: its graph is wrong, and nothing was written"
+# What goes wrong is raised; it need not be printed too.
+_FATAL = 4
+
+
+@dataclass(frozen=True)
+class ExportParity:
+    """The largest difference seen, the output's largest value, and over how many values."""
+
+    max_abs: float
+    scale: float
+    values: int
+
+    @property
+    def relative(self) -> float:
+        """`max_abs` as a share of the output's scale."""
+        return self.max_abs / self.scale if self.scale else self.max_abs
+
+    def as_json(self) -> dict[str, float]:
+        """The numbers as they stand in the manifest."""
+        return {
+            "max_abs": self.max_abs,
+            "scale": self.scale,
+            "values": self.values,
+            "relative": self.relative,
+            "tolerance": RELATIVE_TOLERANCE,
+        }
+
+
+def check_outputs(
+    module: torch.nn.Module, model: Path, feeds: Sequence[Feed], where: str
+) -> ExportParity:
+    """Run both on the same inputs and compare every value.
+
+    Masked positions of per-token outputs count too: a graph that is right computes them alike.
+
+    Raises:
+        CheckFailed: the largest difference is above `RELATIVE_TOLERANCE` of the output's scale,
+            or one of the two is not finite.
+    """
+    session = session_from_onnx(model, where)
+    parity = ExportParity(0.0, 0.0, 0)
+    for feed in feeds:
+        with torch.no_grad():
+            given = module(*(torch.from_numpy(array) for array in feed.values()))
+        expected = given if isinstance(given, tuple) else (given,)
+        for value, got in zip(expected, outputs_of(session, feed, where), strict=True):
+            parity = worse(parity, value.numpy(), got)
+    check_within_tolerance(parity, where)
+    return parity
+
+
+def check_within_tolerance(parity: ExportParity, where: str) -> None:
+    """Refuse a difference above `RELATIVE_TOLERANCE` of the output's scale, or one without a value.
+
+    Raises:
+        CheckFailed: the graph does not say what the checkpoint says.
+    """
+    if not parity.relative <= RELATIVE_TOLERANCE:
+        raise CheckFailed(
+            f"the exported graph differs from the checkpoint by {parity.max_abs:.3g} on outputs "
+            f"of up to {parity.scale:.3g}, and {RELATIVE_TOLERANCE:.0e} of that is allowed",
+            where=where,
+            fix=_FIX,
+        )
+
+
+def worse(parity: ExportParity, expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> ExportParity:
+    """The verdict with one more pair of outputs taken in."""
+    same = expected.shape == got.shape
+    difference = float(np.abs(expected - got).max()) if same else float("inf")
+    if not (np.isfinite(expected).all() and same and np.isfinite(got).all()):
+        difference = float("inf")
+    return ExportParity(
+        max(parity.max_abs, difference),
+        max(parity.scale, float(np.abs(expected).max())),
+        parity.values + expected.size,
+    )
+
+
+def session_from_onnx(model: Path | bytes, where: str) -> Any:
+    """ONNX Runtime on the CPU, running the graph as it stands.
+
+    Raises:
+        CheckFailed: ONNX Runtime refuses the graph.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = _FATAL
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common root
+        raise CheckFailed(
+            f"ONNX Runtime refuses the exported graph: {first_line(error)}", where=where, fix=_FIX
+        ) from error
+
+
+def outputs_of(session: Any, feed: Feed, where: str) -> list[npt.NDArray[Any]]:
+    """What the graph gives for these inputs, in its order.
+
+    Raises:
+        CheckFailed: it does not run.
+    """
+    import onnxruntime
+
+    quiet = onnxruntime.RunOptions()
+    quiet.log_severity_level = _FATAL
+    try:
+        return [np.asarray(output) for output in session.run(None, feed, quiet)]
+    except Exception as error:  # ONNX Runtime's errors have no common root
+        reason = first_line(error).rpartition("Status Message: ")[2]
+        name, array = next(iter(feed.items()))
+        shape = "×".join(map(str, array.shape))
+        raise CheckFailed(
+            f"the exported graph does not run on {name} of {shape}: {reason}",
+            where=where,
+            fix=_FIX,
+        ) from error
