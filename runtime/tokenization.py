@@ -109,12 +109,15 @@ class TextEncoder:
         return self._encoded(self._whole, texts, add_special_tokens=False)
 
     def join(self, first: Encoding, second: Encoding | None = None) -> Encoding:
-        """One row of what `tokenize` gave: a text, or a pair, and the special tokens around."""
-        return self._whole.post_process(first, second)
+        """A row of what `tokenize` gave: a text, or a pair, and the special tokens around.
+
+        It is to have no more than `max_length` tokens: cut what is longer before.
+        """
+        return self._tokenizer.post_process(first, second)
 
     def special_tokens(self, *, pair: bool) -> int:
         """How many tokens `join` adds."""
-        return self._whole.num_special_tokens_to_add(is_pair=pair)
+        return self._tokenizer.num_special_tokens_to_add(is_pair=pair)
 
     def token_id(self, token: str) -> int | None:
         """The id of a token of the vocabulary; None where there is no such token."""
@@ -174,8 +177,12 @@ class TextEncoder:
 
     @cached_property
     def _whole(self) -> Tokenizer:
-        """The tokenizer that cuts nothing; made when it is first needed, it takes memory."""
+        """The tokenizer that cuts nothing; made when it is first needed, it takes memory.
+
+        Its post-processor is left to `join`: run twice it would trim the spaces of offsets twice.
+        """
         tokenizer = _tokenizer_from_file(self._path)
+        tokenizer.post_processor = None
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer

@@ -6,6 +6,9 @@ A prediction holds, by the model's problem:
   sum to 1);
 - ``multi_label``: ``labels`` (those of probability ≥ 0.5), ``scores``;
 - ``regression``: ``score``; with several outputs ``scores``.
+
+A model of one logit is a regression unless its config says otherwise; transformers' pipeline takes
+the sigmoid of it where the config says nothing, as `function_to_apply` "sigmoid" does here.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ By `aggregation`, as transformers' pipeline of that strategy finds them:
 - ``first``, ``average``, ``max``: the tokens of a word get one label before that: the first
   token's, the one of the best mean probability, or the surest token's.
 
+A bare label with a dash in it (``CREDIT-CARD``) stays whole, which transformers halves.
+
 A text longer than the model takes is cut; with `stride` it is read in windows that overlap by so
 many tokens, and of entities that overlap the longest is kept, or the surest of equals.
 """

@@ -8,7 +8,9 @@ end are 0; with `handle_impossible_answer` that competes with the others.
 A long context is read in windows that overlap. Answers are those of the last question-answering
 pipeline of transformers (4.57): of each window the likeliest spans of up to `max_answer_len`
 tokens, each widened to whole words; spans of equal text, also of several windows, are one answer
-whose score is the sum.
+whose score is the sum. Where that pipeline strays from its documentation this does not: a
+question is cut at `max_question_len`, answers are spans of the context only, wherever padding
+stands, and no span of probability 0 fills up the `top_k`.
 """
 
 from __future__ import annotations

@@ -19,8 +19,11 @@ class RunCommand(click.Command):
         from tfc.runtime.tasks.options import described_options
 
         for name, task in EVERY_TASK.items():
+            options = described_options(task.options)
+            if not options:
+                continue
             with formatter.section(f"--set for {name}"):
-                formatter.write_dl(described_options(task.options))
+                formatter.write_dl(options)
 
 
 @click.command("run", cls=RunCommand)

@@ -16,20 +16,21 @@ from tfc.runtime import Session
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Both]]:
-    """`both(task, head, **config)` makes, exports and loads a model; each one once."""
+    """`both(task, head, tokenizer=…, **config)` makes, exports and loads a model, each one once."""
     pytest.importorskip("torch")
     made: dict[str, Both] = {}
 
-    def make(task: str, head: str, *, max_length: int | None = None, **config: Any) -> Both:
-        key = repr((task, head, max_length, sorted(config.items())))
+    def make(
+        task: str, head: str, *, tokenizer: Callable[[], Any] | None = None, **config: Any
+    ) -> Both:
+        key = repr((task, head, tokenizer, sorted(config.items())))
         if key not in made:
             folder = tmp_path_factory.mktemp("both")
-            save_tiny_checkpoint(folder / "c", head=head, **config)
+            given = None if tokenizer is None else tokenizer()
+            save_tiny_checkpoint(folder / "c", head=head, tokenizer=given, **config)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                artifact = tfc.export(
-                    folder / "c", folder / "a", task=task, max_length=max_length
-                ).artifact
+                artifact = tfc.export(folder / "c", folder / "a", task=task).artifact
             tfc.build_engine(artifact, backend="onnxruntime")
             made[key] = Both(Session.load(artifact.path), folder / "c")
         return made[key]

@@ -1,8 +1,4 @@
-"""Answers: those of a search by hand over every span, written as transformers 4.57 has it.
-
-The question-answering pipeline is gone from transformers 5; its documented algorithm is here with
-nothing clever: transformers' own windows, PyTorch's logits, two loops.
-"""
+"""Answers: those of a search by hand over every span (`span_search`), and what has none."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from span_search import BruteForce, expected_prediction
 from text_models import TEXTS, Both, names
 
 from tfc.errors import BadInput, UsageError
@@ -36,84 +33,6 @@ def model(both: Callable[..., Both]) -> Both:
     return both("question-answering", "QuestionAnswering", id2label=names(["start", "end"]))
 
 
-class BruteForce:
-    """The pipeline's algorithm, span by span."""
-
-    def __init__(self, folder: Any) -> None:
-        import torch
-        import transformers
-
-        self.torch = torch
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        self.model = transformers.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
-
-    def answers(
-        self,
-        question: str,
-        context: str,
-        top_k: int = 1,
-        max_answer_len: int = 15,
-        max_seq_len: int = 128,
-        doc_stride: int | None = None,
-        handle_impossible_answer: bool = False,
-        align_to_words: bool = True,
-    ) -> list[dict[str, Any]]:
-        windows = self.tokenizer(
-            [question],
-            [context],
-            truncation="only_second",
-            max_length=max_seq_len,
-            stride=min(max_seq_len // 2, 128) if doc_stride is None else doc_stride,
-            return_overflowing_tokens=True,
-        )
-        wanted = top_k * 2 + 10 if align_to_words else top_k
-        found: list[dict[str, Any]] = []
-        impossible = []
-        for encoding in windows.encodings:
-            start, end = self._probabilities(encoding)
-            impossible.append(start[0] * end[0])
-            spans = [
-                (start[s] * end[e], s, e)
-                for s in range(len(start))
-                for e in range(s, min(s + max_answer_len, len(start)))
-                if encoding.sequence_ids[s] == encoding.sequence_ids[e] == 1
-            ]
-            for score, s, e in sorted(spans, key=lambda span: -span[0])[:wanted]:
-                first, last = encoding.offsets[s][0], encoding.offsets[e][1]
-                if align_to_words:
-                    first = encoding.word_to_chars(encoding.word_ids[s], 1)[0]
-                    last = encoding.word_to_chars(encoding.word_ids[e], 1)[1]
-                text = context[first:last]
-                for known in found:
-                    if known["answer"].lower() == text.lower():
-                        known["score"] += score
-                        break
-                else:
-                    found.append({"answer": text, "score": score, "start": first, "end": last})
-        if handle_impossible_answer:
-            found.append({"answer": "", "score": min(impossible), "start": 0, "end": 0})
-        return sorted(found, key=lambda answer: -answer["score"])[:top_k]
-
-    def _probabilities(self, encoding: Any) -> list[np.ndarray]:
-        named = {"input_ids": encoding.ids, "attention_mask": encoding.attention_mask}
-        with self.torch.no_grad():
-            outputs = self.model(
-                **{name: self.torch.tensor([ids]) for name, ids in named.items()},
-                token_type_ids=self.torch.tensor([encoding.type_ids]),
-            )
-        may = np.array(
-            [
-                text == 1 or id == self.tokenizer.cls_token_id
-                for text, id in zip(encoding.sequence_ids, encoding.ids, strict=True)
-            ]
-        )
-        found = []
-        for logits in (outputs.start_logits, outputs.end_logits):
-            powers = np.where(may, np.exp(logits[0].double().numpy()), 0.0)
-            found.append(powers / powers.sum())
-        return found
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -131,18 +50,10 @@ def test_equals_a_search_over_every_span(model: Both, options: dict[str, Any]) -
     reference = BruteForce(model.checkpoint)
     texts = set()
     for case, found in zip(CASES, model.session.predict(CASES, **options), strict=True):
-        expected = reference.answers(*case, **options) or [
-            {"answer": "", "score": 0.0, "start": 0, "end": 0}
-        ]
-        assert found == expected_prediction(expected, options)
+        assert found == expected_prediction(reference.answers(*case, **options), options)
         texts.add(found["answer"])
         assert found["answer"] == case[1][found["start"] : found["end"]]
     assert len(texts) >= 5, "answers must differ, or the comparison is empty"
-
-
-def expected_prediction(answers: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
-    close = [{**a, "score": pytest.approx(a["score"], rel=1e-4, abs=1e-7)} for a in answers]
-    return {**close[0], "answers": close} if "top_k" in options else close[0]
 
 
 def test_a_long_context_is_several_rows(model: Both) -> None:
