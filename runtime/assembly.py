@@ -24,7 +24,7 @@ from tfc.runtime.images import ImageEncoder
 from tfc.runtime.rows import Columns
 from tfc.runtime.tasks import GENERATION_TASKS, MEDIA_TASKS, TEXT_TASKS
 from tfc.runtime.tasks.base import Task, TextModel, check_outputs
-from tfc.runtime.tasks.generation import GenerationOptions, settings_of
+from tfc.runtime.tasks.generation import DecodingOptions, settings_of
 from tfc.runtime.tasks.media import MediaModel
 from tfc.runtime.tasks.options import options_from_values
 from tfc.runtime.tensors import profile_of
@@ -146,15 +146,16 @@ def _media_assembly(artifact: Artifact) -> Assembly:
 def _decoding(manifest: Manifest, most_rows: int) -> Callable[[Runners, Any], BatchRunner]:
     limit = manifest.preprocess.max_length if manifest.preprocess is not None else None
 
-    def run(runners: Runners, options: GenerationOptions) -> BatchRunner:
+    def run(runners: Runners, options: DecodingOptions) -> BatchRunner:
         settings = settings_of(manifest.task.generation, options)
         return GenerationRunner(
             runners,
             manifest.graphs,
             settings,
-            seed=options.seed,
+            options,
             positions=limit,
             most_rows=most_rows,
+            speech=manifest.task.speech,
         )
 
     return run

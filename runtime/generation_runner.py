@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tfc.manifest import DECODER, ENCODER, Graph
+from tfc.manifest import DECODER, ENCODER, Graph, Speech
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.feeding import Feed
 from tfc.runtime.generation import (
@@ -18,7 +18,8 @@ from tfc.runtime.generation import (
     start_tokens,
 )
 from tfc.runtime.generation.numerics import Array, Integers
-from tfc.runtime.tasks.generation import TOKENS
+from tfc.runtime.generation.speech import speech_start
+from tfc.runtime.tasks.generation import TOKENS, DecodingOptions, SpeechOptions
 from tfc.runtime.tokenization import ATTENTION_MASK, INPUT_IDS
 
 
@@ -29,8 +30,9 @@ class GenerationRunner:
         runners: the loaded graphs.
         graphs: their inputs and outputs.
         settings: how tokens are chosen.
-        seed: what samples are drawn with. A row's draws depend on it and on the row's content.
+        options: those of the call. A row's draws depend on the seed and on the row's content.
         positions: the most tokens that the model reads, where something limits it.
+        speech: the first tokens of a transcript.
         most_rows: the most sequences to run at once; a row of several beams counts as so many.
     """
 
@@ -39,14 +41,16 @@ class GenerationRunner:
         runners: Mapping[str, Runner],
         graphs: Mapping[str, Graph],
         settings: GenerationSettings,
-        seed: int,
+        options: DecodingOptions,
         positions: int | None,
         most_rows: int,
+        speech: Speech | None = None,
     ) -> None:
         self._runners = runners
         self._graphs = graphs
         self._settings = settings
-        self._seed = seed
+        self._options = options
+        self._speech = speech
         self._positions = positions
         self._most_rows = max(1, most_rows // (settings.num_beams * settings.num_return_sequences))
 
@@ -66,13 +70,17 @@ class GenerationRunner:
         encoder = self._graphs[ENCODER].signature
         source = encoded(self._runners[ENCODER], encoder, arrays, decoder)
         first = next(iter(arrays.values()))
+        run = GraphDecoder(self._runners[DECODER], decoder, source)
         start = start_tokens(self._settings, len(first))
+        if isinstance(self._options, SpeechOptions) and self._speech is not None:
+            asked = self._options
+            start = speech_start(run, start, self._speech, asked.language, asked.task)
         found = generate(
-            GraphDecoder(self._runners[DECODER], decoder, source),
+            run,
             start,
             self._settings,
             source=arrays.get(INPUT_IDS),
-            seed=self._seed,
+            seed=self._options.seed,
             rows=_numbers(first, arrays.get(ATTENTION_MASK)),
         )
         return found[:, start.shape[1] :]
@@ -86,7 +94,7 @@ class GenerationRunner:
             attention_mask=arrays[ATTENTION_MASK],
             source=prompt,
             positions=self._positions,
-            seed=self._seed,
+            seed=self._options.seed,
             rows=_numbers(prompt, arrays[ATTENTION_MASK]),
         )
         return found[:, prompt.shape[1] :]

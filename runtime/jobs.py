@@ -105,7 +105,8 @@ def run_job(
     with open_input(input) as source, staged_outputs(output, errors) as (good, bad):
         progress = _Throttled(on_progress, input.stat().st_size)
         own = session.columns
-        columns = Columns(text_column or own.text, pair_column or own.pair)
+        folder = input.parent if own.folder is not None else None
+        columns = Columns(text_column or own.text, pair_column or own.pair, folder)
         rows = rows_of_lines(input_lines(source, input, limit), columns)
         counts = _Counts()
         for row, outcome in _joined(session, rows, options):

@@ -103,6 +103,56 @@ def test_a_recording_is_transcribed_as_by_transformers(made: Callable[[str], Pat
     assert file["text"]
 
 
+LANGUAGES = {"<|en|>": 200, "<|de|>": 201, "<|fr|>": 202}
+TABLES = {
+    "lang_to_id": LANGUAGES,
+    "task_to_id": {"transcribe": 300, "translate": 301},
+    "no_timestamps_token_id": 302,
+    "is_multilingual": True,
+    "return_timestamps": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ({}, {}),
+        ({}, {"language": "de"}),
+        ({}, {"language": "fr", "task": "translate"}),
+        ({"language": "en", "task": "translate"}, {}),
+        ({"forced_decoder_ids": [[1, 202], [2, 300], [3, 302]]}, {}),
+        ({"forced_decoder_ids": [[1, None], [2, 301]]}, {}),
+    ],
+)
+def test_a_transcript_begins_as_whispers_own(
+    tmp_path: Path, config: dict[str, Any], options: dict[str, str]
+) -> None:
+    """Against Whisper's generate with the tables that published multilingual models have."""
+    import torch
+    import transformers
+
+    save_generator(tmp_path / "c", "whisper")
+    file = tmp_path / "c/generation_config.json"
+    settings = {**json.loads(file.read_text()), **TABLES, **config, "_from_model_config": False}
+    file.write_text(json.dumps(settings))
+    artifact = tfc.export(tmp_path / "c", tmp_path / "a").artifact
+    tfc.build_engine(artifact, backend="onnxruntime", allow_missed=True)
+    random = np.random.default_rng(1)
+    recordings = [0.3 * random.standard_normal(n).astype(np.float32) for n in (16000, 5000, 11000)]
+    with tfc.Session.load(tmp_path / "a") as session:
+        found = session.predict(recordings, max_new_tokens=6, **options)
+        with pytest.raises(UsageError, match="this model knows no language 'tlh'"):
+            session.predict(recordings, language="tlh")
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path / "c").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "c")
+    extract = transformers.WhisperFeatureExtractor.from_pretrained(tmp_path / "c")
+    features = extract(recordings, sampling_rate=16000, return_tensors="pt").input_features
+    with torch.no_grad():
+        tokens = model.generate(features, max_new_tokens=6, **options)
+    expected = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    assert [prediction["text"] for prediction in found] == expected
+
+
 def test_a_draw_depends_on_the_seed_and_the_text_alone(made: Callable[[str], Path]) -> None:
     options = {"max_new_tokens": 5, "do_sample": True, "top_k": 0, "seed": 7}
     with tfc.Session.load(made("gpt2") / "artifact") as session:

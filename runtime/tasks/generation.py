@@ -23,8 +23,8 @@ TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
-class GenerationOptions:
-    """What a call may choose; None is what the checkpoint's generation config says."""
+class DecodingOptions:
+    """How tokens are chosen; None is what the checkpoint's generation config says."""
 
     max_new_tokens: int | None = option("write at most so many tokens", None)
     min_new_tokens: int | None = option("write at least so many tokens", None)
@@ -38,27 +38,38 @@ class GenerationOptions:
     repetition_penalty: float | None = option("above 1: what was said is less likely", None)
     no_repeat_ngram_size: int | None = option("say no n tokens in a row twice", None)
     seed: int = option("the same seed draws the same text", 0)
-    prompt: str | None = option("the name of the prompt to put before the text", None)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UsageError(f"the seed is {self.seed}", fix="Give 0 or more")
 
 
-_NOT_SETTINGS = ("seed", "prompt")
+@dataclass(frozen=True)
+class GenerationOptions(DecodingOptions):
+    """What a call may choose where the model reads text."""
+
+    prompt: str | None = option("the name of the prompt to put before the text", None)
 
 
-def settings_of(generation: dict[str, Any], options: GenerationOptions) -> GenerationSettings:
+@dataclass(frozen=True)
+class SpeechOptions(DecodingOptions):
+    """What a call may choose where the model hears."""
+
+    language: str | None = option("the language that is spoken, e.g. de; else found out", None)
+    task: str | None = option("transcribe, or translate into English", None)
+
+
+_SETTINGS = [f.name for f in dataclasses.fields(DecodingOptions) if f.name != "seed"]
+
+
+def settings_of(generation: dict[str, Any], options: DecodingOptions) -> GenerationSettings:
     """The model's own settings with those of a call in their place.
 
     Raises:
         UsageError: a value is out of range, or two contradict each other.
     """
-    given = {
-        field.name: value
-        for field in dataclasses.fields(options)
-        if field.name not in _NOT_SETTINGS and (value := getattr(options, field.name)) is not None
-    }
+    given = {name: getattr(options, name) for name in _SETTINGS}
+    given = {name: value for name, value in given.items() if value is not None}
     return settings_from_config({**generation, **given})
 
 

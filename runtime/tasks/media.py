@@ -1,4 +1,4 @@
-"""Images and recordings: their arrays as rows.
+"""Images and recordings: their arrays as rows. A job's rows name files, from its own folder on.
 
 A prediction of image-classification holds what single-label text classification gives: ``label``,
 ``score``, ``scores``; one of image-feature-extraction ``embedding``; one of
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from tfc.runtime.feeding import MediaEncoder
 from tfc.runtime.rows import Columns
 from tfc.runtime.tasks.base import Item, Prediction, Row, RowOutputs
 from tfc.runtime.tasks.classification import ClassificationOptions, LabelReader
-from tfc.runtime.tasks.generation import TOKENS, GenerationOptions
+from tfc.runtime.tasks.generation import TOKENS, SpeechOptions
 from tfc.runtime.tokenization import TextEncoder
 
 
@@ -77,7 +78,7 @@ class ImageClassification(MediaTask):
 
     name = "image-classification"
     options = ClassificationOptions
-    columns = Columns("image")
+    columns = Columns("image", folder=Path())
 
     def __init__(self, model: MediaModel, options: ClassificationOptions) -> None:
         super().__init__(model, options)
@@ -103,7 +104,7 @@ class ImageFeatureExtraction(MediaTask):
 
     name = "image-feature-extraction"
     options = NoOptions
-    columns = Columns("image")
+    columns = Columns("image", folder=Path())
 
     @classmethod
     def outputs(cls, record: TaskRecord) -> tuple[str, ...]:
@@ -119,8 +120,8 @@ class SpeechRecognition(MediaTask):
     """What the decoder writes of a recording."""
 
     name = "automatic-speech-recognition"
-    options = GenerationOptions
-    columns = Columns("audio")
+    options = SpeechOptions
+    columns = Columns("audio", folder=Path())
 
     @classmethod
     def outputs(cls, record: TaskRecord) -> tuple[str, ...]:

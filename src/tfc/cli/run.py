@@ -18,12 +18,13 @@ class RunCommand(click.Command):
         from tfc.runtime.tasks import EVERY_TASK
         from tfc.runtime.tasks.options import described_options
 
+        tasks: dict[tuple[tuple[str, str], ...], list[str]] = {}
         for name, task in EVERY_TASK.items():
-            options = described_options(task.options)
-            if not options:
-                continue
-            with formatter.section(f"--set for {name}"):
-                formatter.write_dl(options)
+            tasks.setdefault(tuple(described_options(task.options)), []).append(name)
+        for options, names in tasks.items():
+            if options:
+                with formatter.section(f"--set for {', '.join(names)}"):
+                    formatter.write_dl(options)
 
 
 @click.command("run", cls=RunCommand)
