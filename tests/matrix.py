@@ -83,8 +83,9 @@ class Case:
         return f"{self.task}/{self.family}"
 
 
-def _text(task: str, head: str, *families: str) -> list[Case]:
-    return [Case(f, task, partial(save_tiny_checkpoint, family=f, head=head)) for f in families]
+def _text(task: str, head: str, *families: str, **config: Any) -> list[Case]:
+    save = partial(save_tiny_checkpoint, head=head, **config)
+    return [Case(family, task, partial(save, family=family)) for family in families]
 
 
 def _generating(task: str, families: dict[str, dict[str, Any]]) -> list[Case]:
@@ -180,7 +181,14 @@ CASES: tuple[Case, ...] = (
         "xlm-roberta",
     ),
     *_text("token-classification", "TokenClassification", "bert", "deberta-v2", "xlm-roberta"),
-    *_text("question-answering", "QuestionAnswering", "bert", "deberta-v2", "roberta"),
+    *_text(
+        "question-answering",
+        "QuestionAnswering",
+        "bert",
+        "deberta-v2",
+        "roberta",
+        id2label={0: "start", 1: "end"},
+    ),
     *_text("fill-mask", "MaskedLM", "bert", "distilbert", "modernbert"),
     *_text(FEATURES, "", "bert", "gemma", "gpt2", "qwen3", "t5"),
     Case("clip", FEATURES, save_clip_text),
