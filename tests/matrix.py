@@ -71,11 +71,15 @@ _CROPPED = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 
 
 @dataclass(frozen=True)
 class Case:
-    """One family with one task; `save` writes its checkpoint into a folder."""
+    """One family with one task; `save` writes its checkpoint into a folder.
+
+    With `asked` the task is not told by the checkpoint, and export is asked for it.
+    """
 
     family: str
     task: str
     save: Callable[[Path], object] = field(repr=False)
+    asked: bool = False
 
     @property
     def name(self) -> str:
@@ -179,6 +183,16 @@ CASES: tuple[Case, ...] = (
         "roformer",
         "t5",
         "xlm-roberta",
+    ),
+    Case(
+        "bert",
+        "zero-shot-classification",
+        partial(
+            save_tiny_checkpoint,
+            family="bert",
+            id2label={0: "contradiction", 1: "neutral", 2: "entailment"},
+        ),
+        asked=True,
     ),
     *_text("token-classification", "TokenClassification", "bert", "deberta-v2", "xlm-roberta"),
     *_text(

@@ -25,7 +25,8 @@ has_rtx = importlib.util.find_spec("tensorrt_rtx") is not None
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_from_checkpoint_to_kernels(case: Case, tmp_path: Path) -> None:
     case.save(tmp_path / "checkpoint")
-    artifact = tfc.export(tmp_path / "checkpoint", tmp_path / "artifact").artifact
+    task = case.task if case.asked else None
+    artifact = tfc.export(tmp_path / "checkpoint", tmp_path / "artifact", task=task).artifact
     assert artifact.manifest.task.name == case.task
     assert 0 < artifact.manifest.steps[0].result["parity"]["relative"] < 1e-5
     row = found_of(artifact)
