@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfc.manifest import DECODER, ENCODER, Manifest, Signature
+from tfc.manifest import DECODER, ENCODER, Manifest, Signature, TensorSpec
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.generation import GraphDecoder, encoded, settings_from_config, start_tokens
 from tfc.runtime.padding import Feed
+from tfc.runtime.tokenization import ATTENTION_MASK
 from tfc.steps.reference import Reference
 
 Array = npt.NDArray[Any]
@@ -103,14 +104,16 @@ class GenerationCases:
 def decoder_feeds(signature: Signature, token_ids: Array) -> list[Feed]:
     """Inputs of a decoder's graph on which passes are judged.
 
-    A prompt of several rows padded on the left, a step after a past, several tokens after a past,
-    and a single row; keys and values are random, since any are allowed.
+    A prompt of several rows, a step after a past, several tokens after one, and a single row.
+    Padding is in the past only: what a padded position itself sees has no meaning, yet its keys
+    and values are outputs. Padded prompts are for `tfc verify`, which compares scores. Keys and
+    values are random, since any are allowed.
 
     Args:
         signature: the graph's inputs.
         token_ids: real tokens, from which the inputs take theirs.
     """
-    sizes = [(3, 7, 0), (2, 1, 5), (2, 4, 3), (1, 1, 6)]
+    sizes = [(3, 7, 0), (2, 1, 5), (3, 4, 3), (1, 1, 6)]
     return [_decoder_feed(signature, token_ids, *size) for size in sizes]
 
 
@@ -127,11 +130,16 @@ def _decoder_feed(
         if spec.name == "input_ids":
             feed[spec.name] = np.resize(token_ids, shape).astype(spec.dtype)
         elif spec.name.endswith("attention_mask"):
-            mask = np.ones(shape, spec.dtype)
-            for row in range(1, batch):
-                padding = slice(0, row) if spec.name == "attention_mask" else slice(-row, None)
-                mask[row, padding] = 0
-            feed[spec.name] = mask
+            feed[spec.name] = _mask(spec, shape, past)
         else:
             feed[spec.name] = random.standard_normal(shape).astype(spec.dtype)
     return feed
+
+
+def _mask(spec: TensorSpec, shape: list[int], past: int) -> Array:
+    """Row i has i tokens of padding: in the past of a decoder, at the end of its source."""
+    mask = np.ones(shape, spec.dtype)
+    for row in range(1, shape[0]):
+        padding = slice(0, min(row, past)) if spec.name == ATTENTION_MASK else slice(-row, None)
+        mask[row, padding] = 0
+    return mask
