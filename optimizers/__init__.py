@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from tfc.optimizers.pipeline import TARGETS, Report, optimize
+from tfc.optimizers.pipeline import Report, optimize
+from tfc.optimizers.stages import TARGETS
 
 __all__ = ["TARGETS", "Report", "optimize"]

@@ -17,59 +17,11 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from tfc.errors import ContractNotReached, UsageError, first_line
-from tfc.optimizers.cleaning import Fold
+from tfc.errors import ContractNotReached, first_line
 from tfc.optimizers.contract import LABELS, Count, counts, expected_sites, fused_sites
-from tfc.optimizers.einsum import EinsumToMatMul
 from tfc.optimizers.executor import Feed, outputs_of, relative_difference
-from tfc.optimizers.lowering.attention_mask import ExpandAttentionMask
-from tfc.optimizers.lowering.flat_attention import FlatAttention
-from tfc.optimizers.lowering.pack_qkv import PackQKV
-from tfc.optimizers.lowering.skip_layer_norm import SkipLayerNorm
-from tfc.optimizers.lowering.standard_ops import InlineCanonicalOps
-from tfc.optimizers.merged_heads import SplitMergedHeads
-from tfc.optimizers.opset import UnwrapSoftmax
-from tfc.optimizers.passes import FusionPass, Pass, Refusal
-from tfc.optimizers.raising.add_layer_norm import AddLayerNorm
-from tfc.optimizers.raising.attention import Attention
-from tfc.optimizers.raising.attention_mask import ReduceAttentionMask
-from tfc.optimizers.raising.gelu import Gelu
-from tfc.optimizers.raising.layer_norm import LayerNorm
-from tfc.optimizers.raising.rms_norm import RMSNorm
-from tfc.optimizers.shapes import InferShapes, ShapesFromInputs
-
-CLEAN: tuple[Pass, ...] = (
-    Fold(),
-    UnwrapSoftmax(),
-    FusionPass(EinsumToMatMul()),
-    InferShapes(),
-    ShapesFromInputs(),
-    SplitMergedHeads(),
-    Fold("fold constants again"),
-)
-RECOGNISE: tuple[Pass, ...] = (
-    FusionPass(LayerNorm()),
-    FusionPass(RMSNorm()),
-    FusionPass(Gelu()),
-)
-RAISE: tuple[Pass, ...] = (
-    FusionPass(Attention()),
-    ReduceAttentionMask(),
-    FusionPass(AddLayerNorm()),
-)
-LOWER: Mapping[str, tuple[Pass, ...]] = {
-    "onnxruntime": (
-        FusionPass(FlatAttention()),
-        FusionPass(SkipLayerNorm()),
-        ExpandAttentionMask(),
-        InlineCanonicalOps(),
-    ),
-    "tensorrt": (
-        FusionPass(PackQKV()),
-        InlineCanonicalOps(),
-    ),
-}
-TARGETS = tuple(LOWER)
+from tfc.optimizers.passes import Pass, Refusal
+from tfc.optimizers.stages import RAISING, Selection, stages_of
 
 # Fusions reorder fp32 sums: measured below 2e-6 of the output's scale. What changes the meaning
 # (a mask, a scale, an operand) is off by orders of magnitude more.
@@ -154,7 +106,9 @@ def optimize(
     *,
     fusion_sites: Mapping[str, int] | None = None,
     allow_missed: bool = False,
+    selection: Selection | None = None,
     on_pass: Callable[[str, int, int], None] = lambda name, done, total: None,
+    before_pass: Callable[[Pass, ir.Model], None] = lambda step, model: None,
 ) -> tuple[ir.Model, Report]:
     """Fuse and lower a graph for a target. The given model is not changed.
 
@@ -165,29 +119,30 @@ def optimize(
             should be among them.
         fusion_sites: expected counts from the model's config; empty to count in the graph.
         allow_missed: return the graph although a fusion was missed.
+        selection: a user's own passes, and which passes to run.
         on_pass: called with the pass's name, its number and how many there are.
+        before_pass: called with each pass and the graph that it is about to see.
 
     Raises:
-        UsageError: there is no such target.
+        UsageError: there is no such target or pass.
         ContractNotReached: fewer sites were fused than the model has.
     """
-    if target not in LOWER:
-        raise UsageError(f"there is no target '{target}'", fix=f"Choose {' or '.join(TARGETS)}")
+    stages = stages_of(target, selection)
     ledger = _Ledger(model.clone(), feeds, outputs_of(model, feeds))
     before = len(model.graph)
-    stages = (CLEAN, RECOGNISE, RAISE, LOWER[target])
-    total = sum(map(len, stages))
+    total = sum(len(stage.passes) for stage in stages)
     done = 0
     expected: dict[str, int] = {}
     found: dict[str, int] = {}
     for stage in stages:
-        if stage is RAISE:
+        if stage.name == RAISING:
             expected = expected_sites(ledger.model, fusion_sites or {})
-        for step in stage:
+        for step in stage.passes:
             on_pass(step.name, done, total)
+            before_pass(step, ledger.model)
             _run(ledger, step)
             done += 1
-        if stage is RAISE:
+        if stage.name == RAISING:
             found = fused_sites(ledger.model)
     on_pass("done", total, total)
     ShapeInferencePass()(ledger.model)

@@ -30,7 +30,7 @@ from tfc.optimizers.lowering.flat_attention import FlatAttention
 from tfc.optimizers.lowering.pack_qkv import PackQKV
 from tfc.optimizers.lowering.skip_layer_norm import SkipLayerNorm
 from tfc.optimizers.passes import FusionPass
-from tfc.optimizers.pipeline import CLEAN, RAISE
+from tfc.optimizers.stages import CLEAN, RAISE
 from tfc.runtime.backends import backend
 from tfc.runtime.cores import busy_share, usable_cores
 from tfc.runtime.throughput import measure
