@@ -19,6 +19,7 @@ from tfc.exporter.loading import (
     wrapped,
 )
 from tfc.exporter.modules import is_projected
+from tfc.exporter.portable_tokenizer import portable_from_tokenizer
 from tfc.exporter.samples import SAMPLE_TEXTS
 from tfc.exporter.sentence_embedding import NO_POOLING, PROJECTION, EmbeddingHead, embedding_head_of
 from tfc.exporter.tasks import (
@@ -82,12 +83,10 @@ def write_tokenizer(
     default_prompt: str = "",
 ) -> Preprocess:
     """Write `tokenizer.json`, and say how text becomes tensors."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
+    portable = portable_from_tokenizer(tokenizer, where=str(folder))
     path = folder / TOKENIZER
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(backend.to_str(pretty=False), encoding="utf-8")
+    path.write_text(portable.rust.to_str(pretty=False), encoding="utf-8")
     mask_id = getattr(tokenizer, "mask_token_id", None)
     return Preprocess(
         tokenizer=TOKENIZER,
@@ -98,6 +97,8 @@ def write_tokenizer(
         prompts=prompts or {},
         default_prompt=default_prompt,
         mask_id=int(mask_id) if mask_id is not None else None,
+        missing_from=portable.missing_from,
+        unknown_id=portable.unknown_id,
     )
 
 

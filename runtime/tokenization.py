@@ -120,14 +120,29 @@ class TextEncoder:
         for row, encoding in enumerate(encodings):
             place = self.place(len(encoding), width)
             for name, array in arrays.items():
-                array[row, place] = _values(encoding, name)
+                array[row, place] = self._known(_values(encoding, name), name)
         return arrays
+
+    def decode(self, ids: Sequence[int] | Ints) -> str:
+        """The text that token ids spell, without special tokens.
+
+        It equals transformers' `tokenizer.decode(ids, skip_special_tokens=True)`.
+        """
+        text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        return text
 
     def place(self, length: int, width: int) -> slice:
         """Where the tokens of a text of `length` tokens stand in a row of `width`."""
         if self.preprocess.padding_side == "left":
             return slice(width - length, width)
         return slice(0, length)
+
+    def _known(self, values: list[int], name: str) -> list[int]:
+        """The ids with the unknown token for those that the model has no embedding of."""
+        first, unknown = self.preprocess.missing_from, self.preprocess.unknown_id
+        if name != INPUT_IDS or first is None or unknown is None:
+            return values
+        return [unknown if value >= first else value for value in values]
 
     def _pad_value(self, name: str) -> int:
         pads = {INPUT_IDS: self.preprocess.pad_id, TOKEN_TYPE_IDS: self.preprocess.pad_type_id}
