@@ -157,14 +157,9 @@ def _loader_of(source: Source, task: TaskSpec) -> Any:
     """
     if task.auto_class == "AutoModel" and source.architecture.endswith(_OWN_CLASS):
         return getattr(transformers, source.architecture)
-    return getattr(transformers, task.auto_class)
-
-
-def _auto_class(source: Source, task: TaskSpec) -> str:
-    """The base model of an encoder-decoder gives its decoder's states: embeddings want neither."""
     if task.name == FEATURE_EXTRACTION and source.model_type in _HAS_ENCODER_MODEL:
-        return "AutoModelForTextEncoding"
-    return task.auto_class
+        return transformers.AutoModelForTextEncoding
+    return getattr(transformers, task.auto_class)
 
 
 def _load(loader: Any, source: Source, options: dict[str, Any]) -> Any:

@@ -112,13 +112,22 @@ _SPREAD = {"t5": 0.05}
 
 
 def save_tiny_checkpoint(
-    folder: Path, family: str = "bert", head: str = "SequenceClassification", **config: Any
+    folder: Path,
+    family: str = "bert",
+    head: str = "SequenceClassification",
+    tokenizer: Any = None,
+    **config: Any,
 ) -> Path:
-    """A random model with two layers and real spread in its weights, and a real tokenizer."""
+    """A random model with two layers and real spread in its weights, and a real tokenizer.
+
+    `tokenizer` replaces the one of the demo's base model.
+    """
     import torch
     import transformers
 
     sizes = {**_OWN_SIZES.get(family, _SIZES), "id2label": LABELS, **config}
+    if tokenizer is not None:
+        sizes |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     settings = transformers.AutoConfig.for_model(family, **sizes)
     auto = getattr(transformers, f"AutoModelFor{head}" if head else "AutoModel")
     torch.manual_seed(0)
@@ -130,7 +139,7 @@ def save_tiny_checkpoint(
             with torch.no_grad():
                 parameter += scale * torch.randn(parameter.shape)
         model.save_pretrained(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER_FOLDER)
+        tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(TOKENIZER_FOLDER)
         tokenizer.model_max_length = 128
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()

@@ -74,6 +74,7 @@ SEQ2SEQ: dict[str, dict[str, Any]] = {
     "mbart": _SEQ2SEQ,
     "marian": {**_SEQ2SEQ, "pad_token_id": VOCABULARY - 1},
     "pegasus": _SEQ2SEQ,
+    "m2m_100": _SEQ2SEQ,
 }
 SPEECH: dict[str, dict[str, Any]] = {
     "whisper": {

@@ -10,6 +10,7 @@ from tfc.errors import BadCheckpoint, UsageError
 from tfc.exporter.exported import Exported, Loaded, identity_of
 from tfc.exporter.generation.graphs import graphs_from_model
 from tfc.exporter.generation.parity import check_generation
+from tfc.exporter.generation.speech import PROMPT_FIELDS, speech_of
 from tfc.exporter.loading import check_vocabulary, max_length_of, tokenizer_from_source
 from tfc.exporter.processor_config import processor_config_of
 from tfc.exporter.sample_recordings import write_sample_recordings
@@ -35,7 +36,14 @@ def export_generation(loaded: Loaded) -> Exported:
     source, spec, model = loaded.source, loaded.spec, loaded.model
     tokenizer = tokenizer_from_source(source, trust_remote_code=loaded.trust_remote_code)
     check_vocabulary(source, model, tokenizer)
-    generation = _generation_of(model, source)
+    config = dict(model.generation_config.to_diff_dict())
+    speech = None
+    if spec.reads == SPEECH:
+        # Older checkpoints keep them in the model's config.
+        config.setdefault("forced_decoder_ids", getattr(model.config, "forced_decoder_ids", None))
+        speech = speech_of(config, source.given)
+        config = {name: value for name, value in config.items() if name not in PROMPT_FIELDS}
+    generation = _generation_of(config, source)
     audio = _audio_of(source) if spec.reads == SPEECH else None
 
     loaded.on_stage("exporting to ONNX")
@@ -56,7 +64,7 @@ def export_generation(loaded: Loaded) -> Exported:
     parity = check_generation(model, files, where=source.given)
     return Exported(
         checkpoint=identity_of(source, model),
-        task=Task(spec.name, generation=generation),
+        task=Task(spec.name, generation=generation, speech=speech),
         graphs=records,
         parity=parity,
         preprocess=preprocess,
@@ -88,9 +96,8 @@ def _prompts_of(config: Any) -> tuple[dict[str, str], str]:
     return {**prompts, "prefix": str(prefix)}, "prefix"
 
 
-def _generation_of(model: Any, source: Source) -> dict[str, Any]:
+def _generation_of(given: dict[str, Any], source: Source) -> dict[str, Any]:
     """The settings of the checkpoint that differ from the defaults."""
-    given = model.generation_config.to_diff_dict()
     try:
         settings = config_from_settings(settings_from_config(given))
     except UsageError as error:

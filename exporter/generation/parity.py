@@ -190,4 +190,7 @@ def _no_past(decoder: Any, batch: int) -> Feed:
 
 
 def _random_ids(model: Any, random: np.random.Generator, shape: tuple[int, int]) -> Array:
-    return random.integers(0, model.get_input_embeddings().weight.shape[0], shape)
+    """Any ids but that of padding: M2M100 counts its positions without it, whatever the mask."""
+    ids: Array = random.integers(0, model.get_input_embeddings().weight.shape[0], shape)
+    padding = model.config.pad_token_id
+    return np.where(ids == padding, 1 if padding == 0 else 0, ids)

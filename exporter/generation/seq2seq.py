@@ -70,7 +70,13 @@ class EncoderWithCrossKeys(torch.nn.Module):
         encoded = self.model.get_encoder()(source, **masks, return_dict=True)
         cache = EncoderDecoderCache(empty_cache(), empty_cache())
         start = torch.zeros(source.shape[0], 1, dtype=torch.int64, device=source.device)
-        self.model(encoder_outputs=encoded, decoder_input_ids=start, past_key_values=cache, **masks)
+        self.model(
+            encoder_outputs=encoded,
+            decoder_input_ids=start,
+            past_key_values=cache,
+            use_cache=True,
+            **masks,
+        )
         return tuple(tensors_of(cache.cross_attention_cache))
 
 

@@ -32,6 +32,23 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Speech:
+    """The tokens that tell a decoder what to write of a recording.
+
+    `languages` and `tasks` map names to tokens; `language` and `task` are the model's own choice,
+    empty where it is open. `forced` are the tokens after the first one that an old checkpoint
+    fixes, None where the language is open.
+    """
+
+    languages: dict[str, int] = field(default_factory=dict)
+    tasks: dict[str, int] = field(default_factory=dict)
+    language: str = ""
+    task: str = ""
+    no_timestamps: int | None = None
+    forced: list[int | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Task:
     """What the model does and how its outputs are read.
 
@@ -48,6 +65,7 @@ class Task:
     pooling: str = ""
     normalize: bool = False
     generation: dict[str, Any] = field(default_factory=dict)
+    speech: Speech | None = None
 
 
 @dataclass(frozen=True)

@@ -10,42 +10,8 @@ import pytest
 import torch
 from checkpoints import TOKENIZER_FOLDER, save_tiny_checkpoint
 
-import tfc
 from tfc.exporter.modules import EosLogitsOf
 from tfc.exporter.patches.attention_mask_rows import give_attention_masks_their_rows
-
-CLASSIFIER = "SequenceClassification"
-EMBEDDER = ""
-
-
-@pytest.mark.ort
-@pytest.mark.parametrize(
-    ("family", "head"),
-    [
-        ("deberta-v2", CLASSIFIER),
-        ("roformer", CLASSIFIER),
-        ("layoutlm", CLASSIFIER),
-        ("gpt2", CLASSIFIER),
-        ("opt", CLASSIFIER),
-        ("llama", CLASSIFIER),
-        ("mistral", CLASSIFIER),
-        ("qwen2", CLASSIFIER),
-        ("phi", CLASSIFIER),
-        ("bloom", CLASSIFIER),
-        ("t5", CLASSIFIER),
-        ("bart", CLASSIFIER),
-        ("gpt2", EMBEDDER),
-        ("qwen3", EMBEDDER),
-        ("gemma", EMBEDDER),
-        ("t5", EMBEDDER),
-    ],
-)
-def test_a_family_exports_with_parity(tmp_path: Path, family: str, head: str) -> None:
-    checkpoint = save_tiny_checkpoint(tmp_path / "c", family, head)
-    manifest = tfc.export(checkpoint, tmp_path / "a").artifact.manifest
-    shape = ["batch", 3] if head else ["batch", "sequence", 64]
-    assert manifest.signature.outputs[0].shape == shape
-    assert 0 < manifest.steps[0].result["parity"]["relative"] < 1e-5
 
 
 @pytest.mark.parametrize("family", ["bart", "t5"])
@@ -86,6 +52,7 @@ def test_a_mask_of_one_row_gets_a_row_per_query() -> None:
     operators = [node.op_type for node in model.graph]
     assert operators == ["Shape", "Concat", "Expand", "Attention", "Attention"]
     mask = model.graph.node(3).inputs[3]
+    assert mask is not None
     assert mask is model.graph.node(4).inputs[3]
     assert str(mask.shape) == "[batch,1,sequence,sequence]"
 

@@ -65,7 +65,7 @@ def command(
         f"Output {result.output} on {result.rows} {result.cases.noun} of {result.cases.origin}",
         ["engine", "verdict", ">max abs", ">mean abs", ">allowed", ">cosine", ">argmax"],
     )
-    decides = bool(opened.manifest.task.labels)
+    decides = not opened.manifest.task.name.endswith("feature-extraction")
     for found in result.verdicts:
         grid.add_row(found.engine, found.verdict, *_numbers(found, decides))
     out.print(grid)

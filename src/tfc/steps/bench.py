@@ -84,9 +84,10 @@ def bench(
         on_progress: called with the shape under way.
 
     Raises:
-        UsageError: there is no such engine, or no shape is left.
+        UsageError: there is no such engine, no shape is left, or the model does not read text.
         BackendUnavailable: no engine can run here.
     """
+    _check_measurable(artifact)
     names, left_out = _runnable(artifact, engines)
     shapes = _shapes(artifact, names, batches, lengths)
     threads = usable_cores()
@@ -135,6 +136,18 @@ def _measured(
         )
     on_progress("done", len(shapes), len(shapes))
     return cells
+
+
+def _check_measurable(artifact: Artifact) -> None:
+    manifest = artifact.manifest
+    if MODEL in manifest.graphs and manifest.preprocess is not None:
+        return
+    raise UsageError(
+        f"models for {manifest.task.name} are not measured yet: only those that read text and "
+        "answer at once",
+        where=str(artifact.path),
+        fix="Time Session.predict on your own data",
+    )
 
 
 def _runnable(artifact: Artifact, asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -194,7 +207,7 @@ def _full_batch(artifact: Artifact, batch: int, length: int) -> Feed:
     names = [spec.name for spec in artifact.manifest.signature.inputs]
     encoder = text_encoder_of(artifact)
     (encoding,) = encoder.encode([" ".join(sample_texts(artifact))])
-    ids = np.asarray(encoding.ids, np.int64)
+    ids = encoder.pad([encoding])["input_ids"][0]
     inner = np.resize(ids[1:-1] if len(ids) > 2 else ids, max(0, length - 2))
     row = np.concatenate([ids[:1], inner, ids[-1:]])[:length]
     feed = {name: np.zeros((batch, length), np.int64) for name in names}

@@ -15,13 +15,13 @@ import numpy.typing as npt
 from tfc.artifact import SAMPLE_FILES, SAMPLES, Artifact
 from tfc.errors import UsageError
 from tfc.files import sha256_of_file
-from tfc.manifest import BATCH, DECODER, MODEL, SEQUENCE, Manifest
+from tfc.manifest import BATCH, DECODER, ENCODER, MODEL, SEQUENCE, Manifest
 from tfc.runtime.audio import AudioEncoder
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.images import ImageEncoder
 from tfc.runtime.padding import Feed
-from tfc.runtime.tokenization import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS, Text, TextEncoder
-from tfc.steps.generation_cases import MOST_ROWS, GenerationCases
+from tfc.runtime.tokenization import ATTENTION_MASK, INPUT_IDS, TOKENIZER_INPUTS, Text, TextEncoder
+from tfc.steps.generation_cases import MOST_ROWS, TOKENS, GenerationCases
 from tfc.steps.reference import Reference
 
 Array = npt.NDArray[Any]
@@ -29,7 +29,6 @@ Call = Callable[[Feed], dict[str, Array]]
 OnBatch = Callable[[int, int], None]
 
 _BATCH = 16
-TOKENIZER_INPUTS = frozenset({INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS})
 _SAMPLES = "the samples kept at export"
 # Of outputs as wide as a vocabulary, so many tokens of each batch are compared: 200 texts of 64
 # tokens and 30,000 values each would be 3 GB.
@@ -105,10 +104,19 @@ def cases_of(
     texts, origin, sha256 = _texts_of(artifact, data, column, limit)
     if generates:
         feeds = text_feeds(artifact, [text for text in texts if text])
+        if ENCODER not in manifest.graphs and manifest.preprocess is not None:
+            feeds = [_with_room(feed, manifest.preprocess.max_length - TOKENS) for feed in feeds]
         rows = sum(len(feed[ATTENTION_MASK]) for feed in feeds)
         return GenerationCases(feeds, artifact.manifest, rows, "texts", origin, sha256)
     feeds = text_feeds(artifact, texts)
     return Cases(feeds, _output_axes(artifact), len(texts), "texts", origin, sha256)
+
+
+def _with_room(feed: Feed, longest: int) -> Feed:
+    """The end of each prompt, so that the tokens to be said are within what the model reads."""
+    return {
+        name: np.ascontiguousarray(array[:, -max(1, longest) :]) for name, array in feed.items()
+    }
 
 
 def _texts_of(
@@ -185,6 +193,7 @@ def text_encoder_of(artifact: Artifact) -> TextEncoder:
             fix="Compare its engines with Session.run on your own tensors",
         )
     names = [s.name for s in manifest.signature.inputs if s.name in TOKENIZER_INPUTS]
+    names = names or [INPUT_IDS]  # a model that hears: its tokenizer gives what its decoder reads
     return TextEncoder(artifact.file(manifest.preprocess.tokenizer), manifest.preprocess, names)
 
 
