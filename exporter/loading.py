@@ -80,8 +80,12 @@ def wrapped(model: Any, task: TaskSpec, head: EmbeddingHead) -> torch.nn.Module:
     return module.eval()
 
 
-def tokenizer_from_source(source: Source, *, trust_remote_code: bool) -> Any:
+def tokenizer_from_source(
+    source: Source, *, trust_remote_code: bool, writes_text: bool = False
+) -> Any:
     """The checkpoint's tokenizer, of which `portable_from_tokenizer` gives the form without Python.
+
+    Where the model `writes_text`, that form is checked to decode as the tokenizer does.
 
     Raises:
         BadCheckpoint: there is none, or that form is not known or gives other tokens.
@@ -107,7 +111,8 @@ def tokenizer_from_source(source: Source, *, trust_remote_code: bool) -> Any:
             fix="Save it into the folder with tokenizer.save_pretrained()",
         ) from error
     with _quiet():  # of texts that are longer than the model takes
-        check_portable(tokenizer, portable_from_tokenizer(tokenizer, source.given), source.given)
+        portable = portable_from_tokenizer(tokenizer, source.given)
+        check_portable(tokenizer, portable, source.given, writes_text=writes_text)
     return tokenizer
 
 

@@ -24,6 +24,7 @@ from tfc.exporter.samples import SAMPLE_TEXTS
 from tfc.exporter.sentence_embedding import NO_POOLING, PROJECTION, EmbeddingHead, embedding_head_of
 from tfc.exporter.tasks import (
     FEATURE_EXTRACTION,
+    FILL_MASK,
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     ZERO_SHOT_CLASSIFICATION,
@@ -48,7 +49,11 @@ def export_text(loaded: Loaded) -> Exported:
     source, spec, model = loaded.source, loaded.spec, loaded.model
     embeds = spec.name == FEATURE_EXTRACTION
     head = embedding_head_of(source) if embeds else EmbeddingHead()
-    tokenizer = tokenizer_from_source(source, trust_remote_code=loaded.trust_remote_code)
+    tokenizer = tokenizer_from_source(
+        source,
+        trust_remote_code=loaded.trust_remote_code,
+        writes_text=spec.name == FILL_MASK,
+    )
     check_vocabulary(source, model, tokenizer)
     _give_pad_token(model, tokenizer)
     limit = max_length_of(model, tokenizer, head, loaded.max_length)

@@ -143,6 +143,16 @@ def wordpiece_folder(*, clean_up: bool) -> Callable[[Path], Path]:
     return make
 
 
+def clip_folder(folder: Path) -> Path:
+    _folder(folder, "clip", tokenizer_class="CLIPTokenizer")
+    characters = [chr(i) for i in range(33, 127)]
+    ends = [f"{c}</w>" for c in characters]
+    tokens = [*characters, *ends, "th", "the</w>", "<|startoftext|>", "<|endoftext|>"]
+    write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
+    (folder / "merges.txt").write_text("#version: 0.2\nt h\nth e</w>\n", encoding="utf-8")
+    return folder
+
+
 _BYTES = {"model_type": "bpe", "byte_fallback": True, "vocab_size": 500}
 _WHISPER = [
     "<|endoftext|>",
@@ -212,6 +222,7 @@ FAST: dict[str, Callable[[Path], Path]] = {
         tokenizer_class="WhisperTokenizer",
         additional_special_tokens=_WHISPER[1:],
     ),
+    "clip": clip_folder,
     "bert": wordpiece_folder(clean_up=False),
     "bert that cleans up": wordpiece_folder(clean_up=True),
 }

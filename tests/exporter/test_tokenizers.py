@@ -54,7 +54,7 @@ def texts() -> list[str]:
 def loaded(folder: Path) -> Any:
     """The tokenizer as export loads it, which compares it with its form without Python."""
     source = Source("the checkpoint", folder, None, {}, (), "")
-    return tokenizer_from_source(source, trust_remote_code=False)
+    return tokenizer_from_source(source, trust_remote_code=False, writes_text=True)
 
 
 def encoder_of(theirs: Any, folder: Path, max_length: int = 4096) -> TextEncoder:
@@ -225,7 +225,7 @@ def test_a_tokenizer_that_reads_in_another_way_is_found(
     shout = theirs._tokenize
     monkeypatch.setattr(theirs, "_tokenize", lambda text: shout(text.replace("order", "dog")))
     with pytest.raises(BadCheckpoint, match=r"would cut 'Where is my order\?' into other tokens"):
-        check_portable(theirs, portable, "here")
+        check_portable(theirs, portable, "here", writes_text=True)
 
 
 def test_a_tokenizer_that_writes_in_another_way_is_found(
@@ -236,7 +236,8 @@ def test_a_tokenizer_that_writes_in_another_way_is_found(
     decode = theirs.decode
     monkeypatch.setattr(theirs, "decode", lambda *a, **k: decode(*a, **k).upper())
     with pytest.raises(BadCheckpoint, match="would write another text than 'HERE"):
-        check_portable(theirs, portable, "here")
+        check_portable(theirs, portable, "here", writes_text=True)
+    check_portable(theirs, portable, "here", writes_text=False)  # nobody reads what it writes
 
 
 def test_without_sentencepiece_the_message_says_what_to_install(
