@@ -8,8 +8,8 @@ Why its ids are those of sentencepiece 0.2, with tokenizers 0.23:
    one found first. There is no pre-tokenizer: pieces may span words, and unknown characters fuse
    over them. sentencepiece adds the scores in 32 bits and Rust in 64, so of two paths whose scores
    are equal ("999" as 9+99 and as 99+9) each may take another.
-2. An unknown character costs 10 more than the worst piece, in both. So no token may score below
-   the worst piece; what is no piece gets just its score.
+2. An unknown character costs 10 (kUnkPenalty) more than the worst piece, in both. So no token may
+   score below the worst piece; what is no piece gets just its score.
 3. A token that is no piece (of the target language only) is found in one place: where a whole run
    of unknown characters spells it, because transformers looks such a run up in the vocabulary. So
    the normalizer brackets these runs, and the token is stored with its brackets. One that has a
@@ -35,7 +35,6 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 
 SPACE = "▁"
-UNKNOWN_PENALTY = 10.0  # kUnkPenalty of both libraries
 # Noncharacters of Unicode, which mean nothing in a text: brackets, `>>` of a code, a whole code
 # that is unknown, and what those four become where a text has them all the same.
 _OPEN, _CLOSE, _CODE, _OTHER_CODE, _STRANGE = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4"
