@@ -18,9 +18,12 @@ from tfc.errors import BadCheckpoint, first_line
 from tfc.files import sha256_of_tree
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
-_DOWNLOADED = ["*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/*.safetensors"]
+_DOWNLOADED = [
+    *("*.json", "*.txt", "*.model", "*.spm", "*.safetensors"),
+    *("*/config.json", "*/*.safetensors"),
+]
 _PICKLES = ["*.bin", "*/*.bin"]
-_SUFFIXES = {".json", ".txt", ".model", ".safetensors"}
+_SUFFIXES = {".json", ".txt", ".model", ".spm", ".safetensors"}
 # Written by trainers beside the model; they do not change what the model computes.
 _NOT_MODEL = {"trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}
 

@@ -19,10 +19,12 @@ from tfc.exporter.loading import (
     wrapped,
 )
 from tfc.exporter.modules import is_projected
+from tfc.exporter.portable_tokenizer import portable_from_tokenizer
 from tfc.exporter.samples import SAMPLE_TEXTS
 from tfc.exporter.sentence_embedding import NO_POOLING, PROJECTION, EmbeddingHead, embedding_head_of
 from tfc.exporter.tasks import (
     FEATURE_EXTRACTION,
+    FILL_MASK,
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     ZERO_SHOT_CLASSIFICATION,
@@ -47,7 +49,11 @@ def export_text(loaded: Loaded) -> Exported:
     source, spec, model = loaded.source, loaded.spec, loaded.model
     embeds = spec.name == FEATURE_EXTRACTION
     head = embedding_head_of(source) if embeds else EmbeddingHead()
-    tokenizer = tokenizer_from_source(source, trust_remote_code=loaded.trust_remote_code)
+    tokenizer = tokenizer_from_source(
+        source,
+        trust_remote_code=loaded.trust_remote_code,
+        writes_text=spec.name == FILL_MASK,
+    )
     check_vocabulary(source, model, tokenizer)
     _give_pad_token(model, tokenizer)
     limit = max_length_of(model, tokenizer, head, loaded.max_length)
@@ -82,12 +88,10 @@ def write_tokenizer(
     default_prompt: str = "",
 ) -> Preprocess:
     """Write `tokenizer.json`, and say how text becomes tensors."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
+    portable = portable_from_tokenizer(tokenizer, where=str(folder))
     path = folder / TOKENIZER
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(backend.to_str(pretty=False), encoding="utf-8")
+    path.write_text(portable.rust.to_str(pretty=False), encoding="utf-8")
     mask_id = getattr(tokenizer, "mask_token_id", None)
     return Preprocess(
         tokenizer=TOKENIZER,
@@ -98,6 +102,8 @@ def write_tokenizer(
         prompts=prompts or {},
         default_prompt=default_prompt,
         mask_id=int(mask_id) if mask_id is not None else None,
+        missing_from=portable.missing_from,
+        unknown_id=portable.unknown_id,
     )
 
 
