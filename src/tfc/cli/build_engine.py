@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfc.cli.console import facts, human_bytes, human_seconds, out, progress
-from tfc.cli.options import SizeRange, allow_missed_option, artifact_argument
+from tfc.cli.options import SizeRange, allow_missed_option, artifact_argument, passes_option
 
 if TYPE_CHECKING:
     from tfc.manifest import Engine
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     help="Lengths in tokens to build for.  [default: 1:128:longest text]",
 )
 @allow_missed_option
+@passes_option
 def command(
     artifact: str,
     fp16: bool,
@@ -39,6 +40,7 @@ def command(
     batch: tuple[int, int, int] | None,
     sequence: tuple[int, int, int] | None,
     allow_missed: bool,
+    passes: tuple[str, ...],
 ) -> None:
     """Compile the graph into an engine.
 
@@ -59,6 +61,7 @@ def command(
             batch=batch,
             sequence=sequence,
             allow_missed=allow_missed,
+            passes=passes,
             on_progress=lambda what, done, total: report(done, total, what),
         )
     engine = result.engine

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from tfc.cli.console import out, progress, table
-from tfc.cli.options import allow_missed_option
+from tfc.cli.console import err, out, progress, table
+from tfc.cli.options import PassNames, allow_missed_option, pass_options
 from tfc.errors import EXIT_CONTRACT, UsageError
 
 _LABELS = {"attention": "attention", "add_layernorm": "add+LayerNorm"}
@@ -23,17 +23,27 @@ _LABELS = {"attention": "attention", "add_layernorm": "add+LayerNorm"}
     type=click.Choice(["onnxruntime", "tensorrt"]),
     help="The family of runtimes that the graph is for.",
 )
+@pass_options
+@click.option(
+    "--explain",
+    "place",
+    metavar="NODE",
+    help="Tell what each pass thought of a node, a value or a module; write nothing.",
+)
 @click.option("-o", "--output", metavar="OUT.onnx", help="Where to write an optimized MODEL.onnx.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @allow_missed_option
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     source: str,
     target: str,
+    place: str | None,
     output: str | None,
     as_json: bool,
     allow_missed: bool,
+    **selection: tuple[str, ...],
 ) -> None:
     """Fuse the graph and lower it for a target.
 
@@ -44,15 +54,19 @@ def command(
     'tfc build-engine' does this by itself where it is needed. An ONNX file of another exporter,
     MODEL.onnx, is written to OUT.onnx even where a fusion was missed.
     """
-    if Path(source).is_file() or source.endswith(".onnx"):
-        report = _optimized_file(source, output, target)
+    is_file = Path(source).is_file() or source.endswith(".onnx")
+    if place is not None:
+        _explain(Path(source) if is_file else source, target, place, as_json, selection)
+        return
+    if is_file:
+        report = _optimized_file(source, output, target, selection)
     elif output is not None:
         raise UsageError(
             "-o goes with an ONNX file; an artifact keeps its graphs itself",
             fix="Leave -o out, or give MODEL.onnx",
         )
     else:
-        report = _optimized_artifact(source, target, allow_missed, quiet=as_json)
+        report = _optimized_artifact(source, target, allow_missed, as_json, selection)
     if as_json:
         print(json.dumps(report, indent=2))
     else:
@@ -62,8 +76,30 @@ def command(
         ctx.exit(EXIT_CONTRACT)
 
 
+def _explain(
+    source: Path | str, target: str, place: str, as_json: bool, selection: PassNames
+) -> None:
+    from tfc.artifact import Artifact
+    from tfc.steps.explain import explain
+
+    opened = source if isinstance(source, Path) else Artifact.open(source)
+    with err.status("asking every pass"):
+        opinions = explain(opened, target, place, **selection)
+    if as_json:
+        print(json.dumps([vars(opinion) for opinion in opinions], indent=2))
+        return
+    grid = table("", ["pass", "node", "op", "what it says"])
+    for opinion in opinions:
+        grid.add_row(opinion.step, opinion.node or "-", opinion.op or "-", opinion.verdict)
+    out.print(f"{place}   (target {target})", style="bold")
+    out.print(grid)
+    if not opinions:
+        out.print("no fusion starts from there; name a node that one starts from: a Softmax, a "
+                  "norm, an Attention, or the module around it")  # fmt: skip
+
+
 def _optimized_artifact(
-    source: str, target: str, allow_missed: bool, quiet: bool
+    source: str, target: str, allow_missed: bool, quiet: bool, selection: PassNames
 ) -> dict[str, Any]:
     from tfc.artifact import Artifact
     from tfc.steps.optimize import optimize
@@ -74,6 +110,7 @@ def _optimized_artifact(
             opened,
             target,
             allow_missed=allow_missed,
+            **selection,
             on_progress=lambda what, done, total: report(done, total, what),
         )
     if result.skipped and not quiet:
@@ -81,7 +118,9 @@ def _optimized_artifact(
     return result.report
 
 
-def _optimized_file(source: str, output: str | None, target: str) -> dict[str, Any]:
+def _optimized_file(
+    source: str, output: str | None, target: str, selection: PassNames
+) -> dict[str, Any]:
     from tfc.steps.optimize_file import optimize_file
 
     if output is None:
@@ -91,6 +130,7 @@ def _optimized_file(source: str, output: str | None, target: str) -> dict[str, A
             source,
             output,
             target,
+            **selection,
             on_progress=lambda what, done, total: report(done, total, what),
         )
     return result.as_json()

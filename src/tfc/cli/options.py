@@ -102,3 +102,26 @@ def allow_missed_option(function: Command) -> Command:
     return click.option("--allow-missed", is_flag=True, help="Go on although a fusion was missed.")(
         function
     )
+
+
+PassNames = dict[str, tuple[str, ...]]
+
+
+def passes_option(function: Command) -> Command:
+    """Modules with passes of the user's own."""
+    return click.option(
+        "--passes",
+        multiple=True,
+        metavar="MODULE",
+        help="A module, or a .py file, with PASSES of your own; may be repeated.",
+    )(function)
+
+
+def pass_options(function: Command) -> Command:
+    """Which passes are to run."""
+    for name, text in (
+        ("--skip", "Leave out a pass; may be repeated."),
+        ("--only", "Run this pass only; may be repeated."),
+    ):
+        function = click.option(name, multiple=True, metavar="PASS", help=text)(function)
+    return passes_option(function)

@@ -60,6 +60,7 @@ def build_engine(
     batch: tuple[int, int, int] | None = None,
     sequence: tuple[int, int, int] | None = None,
     allow_missed: bool = False,
+    passes: Sequence[str] = (),
     on_progress: OnProgress = no_progress,
 ) -> BuildResult:
     """Build an engine; the graph is optimized and converted first where that was not done yet.
@@ -71,6 +72,7 @@ def build_engine(
         batch: smallest, best and largest batch size.
         sequence: smallest, best and largest length in tokens.
         allow_missed: build although a fusion was missed.
+        passes: modules, or `.py` files, with passes of your own.
         on_progress: called with what is under way.
 
     Raises:
@@ -81,7 +83,13 @@ def build_engine(
     chosen, why = _choose(backend, precision)
     available = chosen.availability()
     profile = profile_of(artifact, batch, sequence)
-    optimize(artifact, chosen.target, allow_missed=allow_missed, on_progress=on_progress)
+    optimize(
+        artifact,
+        chosen.target,
+        allow_missed=allow_missed,
+        passes=passes,
+        on_progress=on_progress,
+    )
     on_progress("setting the precision", 0, 1)
     weights_only = chosen.target == "onnxruntime" and available.hardware == _CPU
     models = {

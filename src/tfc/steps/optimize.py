@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from tfc.steps.record import OnProgress, no_progress, onnxruntime_version, versi
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from tfc.optimizers.stages import Selection
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ def optimize(
     target: str,
     *,
     allow_missed: bool = False,
+    passes: Sequence[str] = (),
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
     on_progress: OnProgress = no_progress,
 ) -> OptimizeResult:
     """Fuse residual add+LayerNorm and attention, lower for the target, check every pass.
@@ -52,32 +58,60 @@ def optimize(
         artifact: an exported artifact.
         target: `onnxruntime` or `tensorrt`.
         allow_missed: keep the graph although a fusion was missed.
+        passes: modules, or `.py` files, with passes of your own (`tfc.optimizers.user_passes`);
+            those of installed packages run too.
+        only: run the passes of these names only.
+        skip: leave out the passes of these names.
         on_progress: called with the pass under way.
 
     Raises:
         ContractNotReached: a fusion was missed.
+        UsageError: there is no pass of such a name, or a module has none.
         BadArtifact: the artifact's model is damaged.
     """
     for package in ("onnx", "onnx_ir", "onnxscript"):
         require(package, "compile")
     files = {graph: optimized_file(target, graph) for graph in artifact.manifest.graphs}
+    selection = selection_of(passes, only, skip)
+    given = {"passes": [*passes], "only": [*only], "skip": [*skip]}
+    named = {key: value for key, value in given.items() if value}
+    installed = [step.name for step in selection.extra] if not passes else []
     step = Step(
         name=step_name(target),
-        options={"allow_missed": allow_missed},
+        options={
+            "allow_missed": allow_missed,
+            **named,
+            **({"installed_passes": installed} if installed else {}),
+        },
         inputs={f: artifact.sha256(f) for f in map(graph_file, artifact.manifest.graphs)},
         outputs=list(files.values()),
         versions={**versions_of("onnx-ir", "onnxscript"), **onnxruntime_version()},
         seconds=0.0,
     )
     earlier = artifact.up_to_date(step)
-    if earlier is not None:
+    if earlier is not None and not passes:  # a module of the user's may have changed
         return OptimizeResult(artifact, target, files, earlier.result, skipped=True)
-    report = _run(artifact, step, target, allow_missed, on_progress)
+    report = _run(artifact, step, target, selection, on_progress)
     return OptimizeResult(artifact, target, files, report, skipped=False)
 
 
+def selection_of(
+    passes: Sequence[str] = (), only: Sequence[str] = (), skip: Sequence[str] = ()
+) -> Selection:
+    """The passes of installed packages and of the named modules, and which passes are to run.
+
+    Raises:
+        UsageError: a module cannot be loaded, or has no passes.
+    """
+    from tfc.optimizers.stages import Selection
+    from tfc.optimizers.user_passes import installed_passes, passes_from_module
+
+    own = [step for name in passes for step in passes_from_module(name)]
+    return Selection((*installed_passes(), *own), tuple(only), tuple(skip))
+
+
 def _run(
-    artifact: Artifact, step: Step, target: str, allow_missed: bool, on_progress: OnProgress
+    artifact: Artifact, step: Step, target: str, selection: Selection, on_progress: OnProgress
 ) -> dict[str, Any]:
     from tfc.onnx_files import save_onnx
     from tfc.optimizers import optimize as optimize_graph
@@ -87,11 +121,12 @@ def _run(
     with artifact.change() as change:
         for name, graph in artifact.manifest.graphs.items():
             lowered, report = optimize_graph(
-                _loaded(artifact, name),
+                loaded_graph(artifact, name),
                 target,
                 probe_feeds(artifact, name),
                 fusion_sites=graph.fusion_sites,
-                allow_missed=allow_missed,
+                allow_missed=bool(step.options["allow_missed"]),
+                selection=selection,
                 on_pass=on_progress,
             )
             save_onnx(lowered, change.path(optimized_file(target, name)))
@@ -102,7 +137,12 @@ def _run(
     return result
 
 
-def _loaded(artifact: Artifact, graph: str) -> ir.Model:
+def loaded_graph(artifact: Artifact, graph: str) -> ir.Model:
+    """A graph as export wrote it.
+
+    Raises:
+        BadArtifact: the file is not an ONNX model.
+    """
     import onnx_ir as ir
 
     path = artifact.file(graph_file(graph))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfc.errors import BadInput, first_line, require
 from tfc.files import write_atomically
+from tfc.steps.optimize import selection_of
 from tfc.steps.record import OnProgress, no_progress
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from tfc.optimizers import Report
+    from tfc.runtime.padding import Feed
 
 
 def optimize_file(
@@ -18,6 +23,9 @@ def optimize_file(
     output: str | Path,
     target: str,
     *,
+    passes: Sequence[str] = (),
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
     on_progress: OnProgress = no_progress,
 ) -> Report:
     """Optimize an ONNX file of any exporter and write the result.
@@ -29,7 +37,33 @@ def optimize_file(
         model: an ONNX file; below opset 23 it is converted.
         output: the ONNX file to write.
         target: `onnxruntime` or `tensorrt`.
+        passes: modules, or `.py` files, with passes of your own.
+        only: run the passes of these names only.
+        skip: leave out the passes of these names.
         on_progress: called with the pass under way.
+
+    Raises:
+        BadInput: the file is missing, is not ONNX, or does not run.
+    """
+    import onnx_ir as ir
+
+    from tfc.optimizers import optimize
+
+    graph, feeds = graph_and_feeds(model)
+    optimized, report = optimize(
+        graph,
+        target,
+        feeds,
+        allow_missed=True,
+        selection=selection_of(passes, only, skip),
+        on_pass=on_progress,
+    )
+    write_atomically(Path(output), ir.to_proto(optimized).SerializeToString())
+    return report
+
+
+def graph_and_feeds(model: str | Path) -> tuple[ir.Model, list[Feed]]:
+    """The graph of an ONNX file in the current opset, and inputs on which it runs.
 
     Raises:
         BadInput: the file is missing, is not ONNX, or does not run.
@@ -37,9 +71,7 @@ def optimize_file(
     for package in ("onnx", "onnx_ir", "onnxscript"):
         require(package, "compile")
     import onnx
-    import onnx_ir as ir
 
-    from tfc.optimizers import optimize
     from tfc.optimizers.opset import with_current_opset
     from tfc.optimizers.probes import ledger_feeds
 
@@ -56,15 +88,11 @@ def optimize_file(
             fix="Export it again",
         ) from error
     graph = with_current_opset(proto)
-    del proto
     try:
-        feeds = ledger_feeds(graph)
+        return graph, ledger_feeds(graph)
     except RuntimeError as error:
         raise BadInput(
             f"the model does not run on probe inputs ({first_line(error)})",
             where=str(path),
             fix="Check it with ONNX Runtime, and name its dynamic axes",
         ) from error
-    optimized, report = optimize(graph, target, feeds, allow_missed=True, on_pass=on_progress)
-    write_atomically(Path(output), ir.to_proto(optimized).SerializeToString())
-    return report

@@ -1,0 +1,61 @@
+"""`tfc optimize --explain`: what each pass thought of one place in a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfc.artifact import Artifact
+from tfc.errors import UsageError, require
+from tfc.steps.optimize import loaded_graph, selection_of
+from tfc.steps.optimize_file import graph_and_feeds
+from tfc.steps.probes import probe_feeds
+
+if TYPE_CHECKING:
+    from tfc.optimizers.explain import Opinion
+
+
+def explain(
+    source: Artifact | Path,
+    target: str,
+    place: str,
+    *,
+    passes: Sequence[str] = (),
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+) -> list[Opinion]:
+    """Ask every pass about a node, a value or a module. Nothing is written.
+
+    Args:
+        source: an artifact, or an ONNX file of any exporter.
+        target: `onnxruntime` or `tensorrt`.
+        place: the name of a node or of a value, or the path of a module.
+        passes, only, skip: as for `optimize`.
+
+    Raises:
+        UsageError: no graph has such a place.
+        BadInput: the file is missing, is not ONNX, or does not run.
+    """
+    require("onnx_ir", "compile")
+    from tfc.optimizers.explain import explain as explain_graph
+
+    selection = selection_of(passes, only, skip)
+    if isinstance(source, Path):
+        graph, feeds = graph_and_feeds(source)
+        return explain_graph(graph, target, feeds, place, selection=selection)
+    unknown: UsageError | None = None
+    for name, record in source.manifest.graphs.items():
+        try:
+            return explain_graph(
+                loaded_graph(source, name),
+                target,
+                probe_feeds(source, name),
+                place,
+                fusion_sites=record.fusion_sites,
+                selection=selection,
+            )
+        except UsageError as error:  # the next graph may have it
+            unknown = error
+    assert unknown is not None
+    raise unknown
