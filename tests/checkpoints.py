@@ -43,6 +43,12 @@ _OWN_SIZES: dict[str, dict[str, Any]] = {
     },
     "electra": {**_SIZES, "embedding_size": 64},
     "roformer": {**_SIZES, "embedding_size": 64},
+    "deberta": {
+        **_SIZES,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "max_relative_positions": 32,
+    },
     "deberta-v2": {
         **_SIZES,
         "relative_attention": True,

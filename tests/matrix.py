@@ -20,6 +20,7 @@ from generators import CAUSAL, SEQ2SEQ, SPEECH, tiny_generator
 
 SUPPORT = Path(__file__).parent / "support.json"
 README = Path(__file__).resolve().parents[1] / "README.md"
+NOT_FUSED = " (not wholly fused)"
 _BEGIN, _END = "<!-- support table: python tests/matrix.py -->\n", "<!-- end -->\n"
 
 _IDS = {"pad_token_id": 0, "bos_token_id": 101, "eos_token_id": 102}
@@ -165,6 +166,7 @@ CASES: tuple[Case, ...] = (
         "bert",
         "bloom",
         "camembert",
+        "deberta",
         "deberta-v2",
         "distilbert",
         "electra",
@@ -297,7 +299,7 @@ def table() -> str:
     rows: dict[str, list[str]] = {}
     for name, row in sorted(recorded().items()):
         task, _, family = name.partition("/")
-        rows.setdefault(task, []).append(family + ("" if row["fused"] == "yes" else " ¹"))
+        rows.setdefault(task, []).append(family + ("" if row["fused"] == "yes" else NOT_FUSED))
     lines = ["| Task | Families |", "|---|---|"]
     order = list(dict.fromkeys(case.task for case in CASES))
     lines += [f"| {task} | {', '.join(rows[task])} |" for task in order if task in rows]

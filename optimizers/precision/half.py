@@ -29,6 +29,8 @@ from tfc.optimizers.graph import add_constant, constant, insert_before, set_type
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _HALF_MAX = float(np.finfo(np.float16).max)
+# exp(-32752) is 0, and a score added to it does not overflow.
+_LEAST_MASK = -_HALF_MAX / 2
 # Token tensors are [batch, sequence, …]; a pooled tensor is [batch, …].
 _TOKEN_RANK = 3
 
@@ -59,6 +61,7 @@ class _Converter:
     too_large: Collection[str] = ()
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = field(default_factory=dict)
     origin: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    bounded: dict[ir.Value, ir.Value] = field(default_factory=dict)
     half: Counter[str] = field(default_factory=Counter)
     fp32: Counter[str] = field(default_factory=Counter)
     kept: list[str] = field(default_factory=list)
@@ -76,11 +79,29 @@ class _Converter:
             self.fp32[node.op_type] += 1
         for index in floats:
             value = node.inputs[index]
-            if value is not None and value.dtype != wanted:
-                node.replace_input_with(index, self.as_type(value, wanted, node))
+            if value is None or value.dtype == wanted:
+                continue
+            if node.op_type == "Attention" and index == _MASK and wanted == _HALF:
+                value = self.within_half(value, node)
+            node.replace_input_with(index, self.as_type(value, wanted, node))
         for output in node.outputs:
             if output.dtype in _FLOATS and node.op_type != "Cast":
                 set_type(output, wanted, output.shape)
+
+    def within_half(self, mask: ir.Value, before: ir.Node) -> ir.Value:
+        """A mask whose lowest values are still numbers in fp16.
+
+        As infinities they would make a row without any key to see a row of NaN.
+        """
+        if constant(mask) is not None:
+            return mask
+        if mask not in self.bounded:
+            least = add_constant(self.model, "half_mask_least", np.array(_LEAST_MASK, np.float32))
+            bound = ir.node("Max", [mask, least], name=f"{mask.name}_within_half")
+            insert_before(before, [bound])
+            set_type(bound.outputs[0], _FLOAT, mask.shape)
+            self.bounded[mask] = bound.outputs[0]
+        return self.bounded[mask]
 
     def as_type(self, value: ir.Value, wanted: ir.DataType, before: ir.Node) -> ir.Value:
         """The value in another float type: a converted constant, or one cast shared by all."""
@@ -123,7 +144,7 @@ class _Converter:
         return False
 
     def _touches_a_large_value(self, node: ir.Node) -> bool:
-        # A mask may hold the lowest fp32 number; as an infinity it masks just as well.
+        # A mask may hold the lowest fp32 number; it is bounded before it is cast.
         operands = node.inputs[:_MASK] if node.op_type == "Attention" else node.inputs
         read = (self.origin.get(v, v) for v in operands if v is not None)
         return any(v.name in self.too_large for v in (*read, *node.outputs))

@@ -53,6 +53,9 @@ KIND = "attention"
 ATTENTION_OPSET = 23
 # exp(-1e4) is 0 in fp32, and models trained in fp16 fill with no less.
 _VANISHES = -1e4
+# ONNX Runtime's Attention takes the lowest number for -inf: a row without any key to see becomes 0
+# instead of the mean of all values. Half of it absorbs every score as well, and is a number.
+_NOT_LOWEST = 0.5
 # Scale, bias, mask, fill: no exporter writes more than a few operations there.
 _MAX_CHAIN = 8
 # How keys become the second operand of the scores: from heads before tokens, or from tokens before
@@ -316,7 +319,7 @@ def _mask(model: ir.Model, match: Match, new: list[ir.Node]) -> ir.Value | None:
     parts = list(match.added)
     for number, masked in enumerate(match.masked):
         kept = add_constant(model, "attention_kept", np.zeros((), dtype))
-        fill = np.asarray(max(masked.fill, np.finfo(dtype).min), dtype)
+        fill = np.asarray(max(masked.fill, np.finfo(dtype).min * _NOT_LOWEST), dtype)
         if np.isneginf(masked.fill):
             fill = np.asarray(-np.inf, dtype)
         low = add_constant(model, f"attention_fill_{number}", fill)

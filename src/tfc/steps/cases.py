@@ -77,7 +77,7 @@ class Cases:
         for number, feed in enumerate(self.feeds):
             on_batch(number, len(self.feeds))
             outputs = call(feed)
-            found += [_kept(outputs[name], axes, feed) for name, axes in self.axes.items()]
+            found += [real_values(outputs[name], axes, feed) for name, axes in self.axes.items()]
         on_batch(len(self.feeds), len(self.feeds))
         return found
 
@@ -201,7 +201,8 @@ def _output_axes(artifact: Artifact) -> dict[str, list[int | str]]:
     return {spec.name: spec.shape for spec in artifact.manifest.signature.outputs}
 
 
-def _kept(output: Array, axes: list[int | str], feed: Feed) -> Array:
+def real_values(output: Array, axes: list[int | str], feed: Feed) -> Array:
+    """Of an output per token, the values of real tokens: what padding says has no meaning."""
     if axes[:2] != [BATCH, SEQUENCE] or ATTENTION_MASK not in feed:
         return output
     real = feed[ATTENTION_MASK].astype(bool)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfc.artifact import Artifact
 from tfc.errors import ContractNotReached, UsageError
 from tfc.manifest import Step
+from tfc.steps.cases import real_values
 from tfc.steps.optimize import optimized_file
 from tfc.steps.probes import probe_feeds
 from tfc.steps.record import onnxruntime_version, versions_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from tfc.runtime.padding import Feed
 
 PRECISIONS = ("fp32", "fp16")
 # Half precision keeps 11 bits; over a deep encoder its rounding adds up to a few 1e-3 of the
@@ -57,30 +63,14 @@ def _run(artifact: Artifact, step: Step, graph: str, weights_only: bool) -> None
     import onnx_ir as ir
 
     from tfc.onnx_files import save_onnx
-    from tfc.optimizers.executor import outputs_of, relative_difference
-    from tfc.optimizers.precision.half import half_from_fp32
-    from tfc.optimizers.precision.half_weights import half_weights_from_fp32
-    from tfc.optimizers.precision.ranges import overflowing
 
     begun = time.perf_counter()
-    feeds = probe_feeds(artifact, graph)
+    feeds = probe_feeds(artifact, graph, other_side=False)
     (source,) = step.inputs
     model = ir.load(artifact.file(source))
-    result: dict[str, Any]
-    if weights_only:
-        converted, stored = half_weights_from_fp32(model)
-        result = {"arithmetic": "fp32", "matrices_in_half": stored}
-    else:
-        too_large = overflowing(model, feeds)
-        converted, report = half_from_fp32(model, too_large)
-        result = {
-            "arithmetic": "fp16",
-            "half": report.half,
-            "fp32": report.fp32,
-            "kept": list(report.kept),
-            "overflows_in": sorted(set(too_large.values())),
-        }
-    difference = relative_difference(outputs_of(model, feeds), outputs_of(converted, feeds))
+    converted, result = _converted(model, feeds, weights_only)
+    axes = {s.name: s.shape for s in artifact.manifest.graphs[graph].signature.outputs}
+    difference = _difference(model, converted, feeds, axes)
     if not difference <= _BROKEN:
         raise ContractNotReached(
             f"the fp16 graph is off by {difference:.3g} of the output's scale: "
@@ -93,3 +83,41 @@ def _run(artifact: Artifact, step: Step, graph: str, weights_only: bool) -> None
         save_onnx(converted, change.path(step.outputs[0]))
         seconds = time.perf_counter() - begun
         change.record(dataclasses.replace(step, seconds=seconds, result=result))
+
+
+def _converted(
+    model: ir.Model, feeds: list[Feed], weights_only: bool
+) -> tuple[ir.Model, dict[str, Any]]:
+    """The converted graph, and what the manifest records of it."""
+    from tfc.optimizers.precision.half import half_from_fp32
+    from tfc.optimizers.precision.half_weights import half_weights_from_fp32
+    from tfc.optimizers.precision.ranges import overflowing
+
+    if weights_only:
+        converted, stored = half_weights_from_fp32(model)
+        return converted, {"arithmetic": "fp32", "matrices_in_half": stored}
+    too_large = overflowing(model, feeds)
+    converted, report = half_from_fp32(model, too_large)
+    return converted, {
+        "arithmetic": "fp16",
+        "half": report.half,
+        "fp32": report.fp32,
+        "kept": list(report.kept),
+        "overflows_in": sorted(set(too_large.values())),
+    }
+
+
+def _difference(
+    model: ir.Model, converted: ir.Model, feeds: list[Feed], axes: dict[str, list[int | str]]
+) -> float:
+    """How far the two are apart, as a share of the scale, where their outputs mean something."""
+    from tfc.optimizers.executor import outputs_of, relative_difference
+
+    expected, got = (
+        [
+            {name: real_values(array, axes[name], feed) for name, array in outputs.items()}
+            for outputs, feed in zip(outputs_of(graph, feeds), feeds, strict=True)
+        ]
+        for graph in (model, converted)
+    )
+    return relative_difference(expected, got)

@@ -16,8 +16,13 @@ _TEXTS = 6
 _TOKENS = 48
 
 
-def probe_feeds(artifact: Artifact, graph: str) -> list[Feed]:
-    """Inputs for one graph of the artifact; what is padded is padded in every way."""
+def probe_feeds(artifact: Artifact, graph: str, *, other_side: bool = True) -> list[Feed]:
+    """Inputs for one graph of the artifact; what is padded is padded in every way.
+
+    Without `other_side` texts are padded on the tokenizer's own side only. A model that reads its
+    answer from the first token gives one without meaning where that is padding: exact passes
+    must keep even that, rounding need not.
+    """
     manifest = artifact.manifest
     if graph == DECODER:
         feeds = text_feeds(artifact, sample_texts(artifact)[:_TEXTS])
@@ -26,10 +31,10 @@ def probe_feeds(artifact: Artifact, graph: str) -> list[Feed]:
     if manifest.images is not None or manifest.audio is not None:
         feeds = sample_media_feeds(artifact)
         return [*feeds, {name: array[:1] for name, array in feeds[0].items()}]
-    return _text_probes(artifact)
+    return _text_probes(artifact, other_side)
 
 
-def _text_probes(artifact: Artifact) -> list[Feed]:
+def _text_probes(artifact: Artifact, other_side: bool) -> list[Feed]:
     """Real texts padded right, left, with holes; a full row; a single token."""
     encoder = text_encoder_of(artifact)
     texts = [text for text in sample_texts(artifact) if text][:_TEXTS]
@@ -37,4 +42,7 @@ def _text_probes(artifact: Artifact) -> list[Feed]:
     right = {name: array[:, :_TOKENS] for name, array in right.items()}
     full = {name: array[:1, :8] for name, array in right.items()}
     single = {name: array[:1, :1] for name, array in right.items()}
-    return [right, padded_left(right), with_holes(right), full, single]
+    own, other = right, padded_left(right)
+    if encoder.preprocess.padding_side == "left":
+        own, other = other, own
+    return [own, *([other] if other_side else []), with_holes(own), full, single]
