@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,28 +17,9 @@ from tfc.errors import UsageError
 from tfc.optimizers.stages import Selection, stages_of
 from tfc.optimizers.user_passes import installed_passes, passes_from_module
 
-# What CONTRIBUTING.md walks through.
-OWN_FUSION = '''
-"""Identity(x) is x: a fusion of one's own, as small as they get."""
-
-
-class NoIdentity:
-    """Takes out every Identity that gives no graph output."""
-
-    name = "drop identities"
-    anchors = ("Identity",)
-    stage = "clean"
-
-    def match(self, node):
-        return None if node.outputs[0].is_graph_output() else node
-
-    def rewrite(self, model, node):
-        for use in list(node.outputs[0].uses()):
-            use.node.replace_input_with(use.idx, node.inputs[0])
-
-
-PASSES = (NoIdentity(),)
-'''
+# The fusion that CONTRIBUTING.md walks through.
+CONTRIBUTING = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text("utf-8")
+(OWN_FUSION,) = re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL)
 
 
 def names(selection: Selection | None = None) -> list[str]:
