@@ -50,4 +50,5 @@ def identity_of(source: Source, model: Any) -> Checkpoint:
         architecture=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
         revision=source.revision,
+        base=source.base.given if source.base is not None else None,
     )

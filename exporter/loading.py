@@ -13,6 +13,7 @@ import transformers
 from safetensors import SafetensorError
 
 from tfc.errors import BadCheckpoint, first_line
+from tfc.exporter.adapters import config_for_adapter, saved_weights, with_adapter
 from tfc.exporter.modules import EmbeddingOf, ImageOutputsOf, TextOutputsOf
 from tfc.exporter.sentence_embedding import EmbeddingHead
 from tfc.exporter.source import Source
@@ -45,11 +46,16 @@ def model_from_source(
     }
     with _quiet():
         try:
-            model, info = _load(loader, source, options)
+            if source.base is not None:
+                options["config"] = config_for_adapter(source, loader, trust_remote_code)
+            model, info = _load(loader, source.base or source, options)
         except _LOADING_ERRORS as error:
             raise _loading_failed(source, error) from error
-    _check_complete(source, task, info)
-    return model.eval()
+        if source.base is None:
+            _check_complete(source, task, info)
+            return model.eval()
+        _check_complete(source, task, info, brought=frozenset(saved_weights(source)))
+        return with_adapter(source, model).eval()
 
 
 def wrapped(model: Any, task: TaskSpec, head: EmbeddingHead) -> torch.nn.Module:
@@ -70,7 +76,9 @@ def tokenizer_from_source(source: Source, *, trust_remote_code: bool) -> Any:
     Raises:
         BadCheckpoint: there is none, or it has no fast (Rust) form.
     """
-    if not any(any(source.folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+    folders = [source.folder] if source.base is None else [source.folder, source.base.folder]
+    folder = next((f for f in folders if any(map(any, map(f.glob, _TOKENIZER_FILES)))), None)
+    if folder is None:
         raise BadCheckpoint(
             "this folder has no tokenizer",
             where=source.given,
@@ -79,7 +87,7 @@ def tokenizer_from_source(source: Source, *, trust_remote_code: bool) -> Any:
     try:
         with _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                str(source.folder), trust_remote_code=trust_remote_code, local_files_only=True
+                str(folder), trust_remote_code=trust_remote_code, local_files_only=True
             )
     except (*_LOADING_ERRORS, AttributeError, TypeError) as error:
         raise BadCheckpoint(
@@ -159,14 +167,16 @@ def _loading_failed(source: Source, error: Exception) -> BadCheckpoint:
     )
 
 
-def _check_complete(source: Source, task: TaskSpec, info: dict[str, Any]) -> None:
+def _check_complete(
+    source: Source, task: TaskSpec, info: dict[str, Any], brought: frozenset[str] = frozenset()
+) -> None:
+    """Refuse missing weights and wrong shapes, but for the weights that an adapter brings."""
     # A pooler is not part of token embeddings, and many checkpoints do not carry it.
     unused = "pooler." if task.name == FEATURE_EXTRACTION else "\0"
-    missing = sorted(k for k in info["missing_keys"] if not k.startswith(unused))
-    mismatched = sorted(
-        str(k[0]) if isinstance(k, tuple) else str(k) for k in info["mismatched_keys"]
-    )
-    for problem, keys in (("are missing", missing), ("have another shape", mismatched)):
+    missing = {k for k in info["missing_keys"] if not k.startswith(unused)}
+    mismatched = {str(k[0]) if isinstance(k, tuple) else str(k) for k in info["mismatched_keys"]}
+    for problem, found in (("are missing", missing), ("have another shape", mismatched)):
+        keys = sorted(found - brought)
         if keys:
             shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise BadCheckpoint(

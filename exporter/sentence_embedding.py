@@ -7,12 +7,12 @@ boolean per pooling mode, newer ones a single `pooling_mode`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tfc.errors import BadCheckpoint
+from tfc.exporter.checkpoint_files import json_object
 from tfc.exporter.source import Source
 
 NO_POOLING = "none"
@@ -40,13 +40,14 @@ class EmbeddingHead:
 def embedding_head_of(source: Source) -> EmbeddingHead:
     """The pooling and normalisation of a sentence-transformers folder.
 
-    A folder without `modules.json` has no pooling: its graph gives one vector per token.
+    A folder without `modules.json` has no pooling: its graph gives one vector per token. An
+    adapter without one has that of its base.
 
     Raises:
         BadCheckpoint: the folder has a module that tfc does not put into a graph.
     """
     if not source.modules:
-        return EmbeddingHead()
+        return embedding_head_of(source.base) if source.base is not None else EmbeddingHead()
     pooling, normalize = NO_POOLING, False
     for module in source.modules:
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
@@ -65,7 +66,7 @@ def embedding_head_of(source: Source) -> EmbeddingHead:
 
 
 def _pooling_of(path: Path) -> str:
-    config = _json_object(path)
+    config = json_object(path)
     mode: Any = config.get("pooling_mode")
     if mode is None:
         mode = [name for key, name in _BOOLEAN_KEYS.items() if config.get(key)]
@@ -82,20 +83,6 @@ def _pooling_of(path: Path) -> str:
 def _max_length_of(folder: Path) -> int | None:
     for name in _LENGTH_FILES:
         if (folder / name).is_file():
-            length = _json_object(folder / name).get("max_seq_length")
+            length = json_object(folder / name).get("max_seq_length")
             return int(length) if length else None
     return None
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadCheckpoint(
-            f"the file cannot be read as JSON ({error})",
-            where=str(path),
-            fix="Save the model again with sentence-transformers",
-        ) from error
-    if not isinstance(value, dict):
-        raise BadCheckpoint("the file holds no JSON object", where=str(path), fix="Save it again")
-    return value

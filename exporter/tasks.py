@@ -119,6 +119,17 @@ TASKS: tuple[TaskSpec, ...] = (
 )
 
 
+# The `task_type` of an adapter's config.
+_ADAPTER_TASKS = {
+    "SEQ_CLS": TEXT_CLASSIFICATION,
+    "TOKEN_CLS": TOKEN_CLASSIFICATION,
+    "QUESTION_ANS": QUESTION_ANSWERING,
+    "FEATURE_EXTRACTION": FEATURE_EXTRACTION,
+    "CAUSAL_LM": TEXT_GENERATION,
+    "SEQ_2_SEQ_LM": TEXT2TEXT_GENERATION,
+}
+
+
 def task_names() -> list[str]:
     """The tasks that `--task` takes."""
     return [task.name for task in TASKS]
@@ -140,6 +151,8 @@ def task_of(source: Source, asked: str | None) -> TaskSpec:
         )
     if source.modules:
         return _task(FEATURE_EXTRACTION)
+    if source.adapter.get("task_type") in _ADAPTER_TASKS:
+        return _task(_ADAPTER_TASKS[source.adapter["task_type"]])
     if reads_images(source) and not source.architecture.endswith("ForImageClassification"):
         return _task(IMAGE_FEATURE_EXTRACTION)
     for task in TASKS:

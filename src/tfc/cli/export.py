@@ -23,6 +23,11 @@ from tfc.cli.console import err, facts, human_bytes, human_count, human_seconds,
     type=click.IntRange(min=2),
     help="Longest text in tokens, below the model's own limit.",
 )
+@click.option(
+    "--base",
+    metavar="CHECKPOINT",
+    help="Base model of an adapter.  [default: told by its adapter_config.json]",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub model.")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is there already.")
 @click.option(
@@ -36,6 +41,7 @@ def command(
     output: str,
     task: str | None,
     max_length: int | None,
+    base: str | None,
     revision: str | None,
     overwrite: bool,
     trust_remote_code: bool,
@@ -43,8 +49,8 @@ def command(
 ) -> None:
     """Turn a checkpoint into an artifact.
 
-    CHECKPOINT is a folder that save_pretrained() or sentence-transformers wrote, or the id of a
-    model on the Hugging Face hub. The graph is compared with the checkpoint at once, on varied
+    CHECKPOINT is a folder that save_pretrained(), sentence-transformers or peft wrote, or the id
+    of a model on the Hugging Face hub. The graph is compared with the checkpoint at once, on varied
     text and with every kind of padding; if they differ, nothing is written.
     """
     from tfc.steps.export import export
@@ -56,6 +62,7 @@ def command(
             output,
             task=task,
             max_length=max_length,
+            base=base,
             revision=revision,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,

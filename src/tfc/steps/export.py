@@ -37,6 +37,7 @@ def export(
     task: str | None = None,
     max_length: int | None = None,
     revision: str | None = None,
+    base: str | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -45,18 +46,20 @@ def export(
     """Export a checkpoint to ONNX and check at once that the graph says the same.
 
     Args:
-        checkpoint: the folder of a Hugging Face or sentence-transformers checkpoint, or a hub id.
+        checkpoint: the folder of a Hugging Face or sentence-transformers checkpoint or of an
+            adapter, or a hub id.
         output: the folder to create.
         task: the task, if the checkpoint's architecture does not tell it.
         max_length: a limit in tokens on the length of a text, below the model's own.
         revision: the revision of a hub model.
+        base: the base model of an adapter, if its config does not tell it (any more).
         overwrite: replace an artifact that is there already.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
         on_stage: called with a few words whenever a stage begins.
 
     Raises:
-        MissingPackage: torch, transformers or onnx is not installed.
+        MissingPackage: torch, transformers or onnx, or peft for an adapter, is not installed.
         BadCheckpoint: the checkpoint is missing, incomplete or of a kind that tfc does not take.
         CheckFailed: the exported graph does not say what the checkpoint says.
         UsageError: `output` holds something else.
@@ -69,6 +72,7 @@ def export(
     source = source_from_checkpoint(
         str(checkpoint),
         revision=revision,
+        base=base,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )

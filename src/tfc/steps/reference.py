@@ -55,6 +55,7 @@ def reference_from_artifact(
     artifact: Artifact,
     *,
     checkpoint: str | None = None,
+    base: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Reference:
@@ -63,6 +64,7 @@ def reference_from_artifact(
     Args:
         artifact: the artifact.
         checkpoint: where the checkpoint is now, if it was moved since export.
+        base: where the base model of an adapter is now.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
 
@@ -83,16 +85,18 @@ def reference_from_artifact(
         source = source_from_checkpoint(
             given,
             revision=manifest.checkpoint.revision,
+            base=base or (manifest.checkpoint.base if checkpoint is None else None),
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         )
     except BadCheckpoint as error:
-        if checkpoint is not None:
+        if checkpoint is not None or base is not None:
             raise
         raise BadCheckpoint(
             f"the checkpoint that this artifact was exported from cannot be read ({error.what})",
             where=given,
-            fix="Say where it is with --checkpoint",
+            fix="Say where it is with --checkpoint"
+            + (", and its base model with --base" if manifest.checkpoint.base else ""),
         ) from error
     if source.sha256 != manifest.checkpoint.sha256:
         raise BadCheckpoint(

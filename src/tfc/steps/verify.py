@@ -63,6 +63,7 @@ def verify(
     text_column: str = "text",
     limit: int = DEFAULT_LIMIT,
     checkpoint: str | None = None,
+    base: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     on_progress: OnProgress = no_progress,
@@ -76,6 +77,7 @@ def verify(
         text_column: the field that holds the text.
         limit: compare the first so many rows.
         checkpoint: where the checkpoint is now, if it was moved since export.
+        base: where the base model of an adapter is now.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
         on_progress: called with what is under way.
@@ -91,6 +93,7 @@ def verify(
     reference = reference_from_artifact(
         artifact,
         checkpoint=checkpoint,
+        base=base,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
