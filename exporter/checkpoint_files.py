@@ -90,16 +90,22 @@ def json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_weights(folder: Path, given: str, allow_pickle: bool) -> None:
+def check_weights(
+    folder: Path, given: str, allow_pickle: bool, modules: tuple[dict[str, Any], ...] = ()
+) -> None:
     """Refuse a folder whose weights are missing, or are pickles without permission.
+
+    Modules of sentence-transformers may have weights of their own, under the same rule.
 
     Raises:
         BadCheckpoint: the sentence says which.
     """
     _check_shards(folder, given)
-    if any(folder.glob("*.safetensors")):
+    parts = [folder, *(folder / path for m in modules if (path := str(m.get("path") or "")))]
+    pickled = [part for part in parts if _only_pickles(part)]
+    if not pickled and any(folder.glob("*.safetensors")):
         return
-    if not any(path.name not in _NOT_WEIGHTS for path in folder.glob("*.bin")):
+    if not pickled:
         raise BadCheckpoint(
             f"this folder has {_config_name(folder)} and no weights",
             where=given,
@@ -108,7 +114,7 @@ def check_weights(folder: Path, given: str, allow_pickle: bool) -> None:
     if not allow_pickle:
         raise BadCheckpoint(
             "the weights are a pickle, which can run code when it is read",
-            where=given,
+            where=given if pickled[0] == folder else str(pickled[0]),
             fix="Save them as safetensors, or allow the pickle with --allow-pickle",
         )
 
@@ -123,6 +129,13 @@ def files_of(folder: Path, modules: tuple[dict[str, Any], ...], allow_pickle: bo
         for p in files
         if p.suffix in suffixes and p.name not in _NOT_MODEL | _NOT_WEIGHTS
     )
+
+
+def _only_pickles(folder: Path) -> bool:
+    """Whether the weights in a folder are pickles; what trainers leave there does not count."""
+    if any(folder.glob("*.safetensors")):
+        return False
+    return any(path.name not in _NOT_WEIGHTS for path in folder.glob("*.bin"))
 
 
 def _latest_checkpoint(folder: Path) -> Path | None:

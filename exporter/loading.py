@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 
 from tfc.errors import BadCheckpoint, first_line
 from tfc.exporter.adapters import config_for_adapter, saved_weights, with_adapter
-from tfc.exporter.modules import EmbeddingOf, ImageOutputsOf, TextOutputsOf
-from tfc.exporter.sentence_embedding import EmbeddingHead
+from tfc.exporter.modules import EmbeddingOf, ImageOutputsOf, ScoresOf, TextOutputsOf
+from tfc.exporter.sentence_embedding import IDENTITY, EmbeddingHead
 from tfc.exporter.source import Source
 from tfc.exporter.tasks import FEATURE_EXTRACTION, IMAGE, TaskSpec
 
@@ -58,13 +58,17 @@ def model_from_source(
         return with_adapter(source, model).eval()
 
 
-def wrapped(model: Any, task: TaskSpec, head: EmbeddingHead) -> torch.nn.Module:
-    """The model behind the named outputs of its task."""
+def wrapped(
+    model: Any, task: TaskSpec, head: EmbeddingHead, score: str = IDENTITY
+) -> torch.nn.Module:
+    """The model behind the named outputs of its task; `score` is what becomes of a lone logit."""
     module: torch.nn.Module
     if task.name == FEATURE_EXTRACTION:
         module = EmbeddingOf(model, head)
     elif task.reads == IMAGE:
         module = ImageOutputsOf(model, task.outputs)
+    elif score != IDENTITY and model.config.num_labels == 1:
+        module = ScoresOf(model, score)
     else:
         module = TextOutputsOf(model, task.outputs)
     return module.eval()

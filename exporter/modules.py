@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from tfc.exporter.sentence_embedding import NO_POOLING, EmbeddingHead
+from tfc.errors import BadCheckpoint, first_line
+from tfc.exporter.sentence_embedding import NO_POOLING, Dense, EmbeddingHead, Normalize
 
 
 class TextOutputsOf(torch.nn.Module):
@@ -51,17 +53,92 @@ class EmbeddingOf(torch.nn.Module):
         super().__init__()
         self.model = model
         self.head = head
+        self.layers = torch.nn.ModuleList(map(_layer, head.layers))
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """Token embeddings, pooled and normalised as the head says."""
+        """Token embeddings, pooled, and through the layers of the head."""
         hidden = _call(self.model, input_ids, attention_mask, token_type_ids).last_hidden_state
         if self.head.pooling != NO_POOLING:
             hidden = pooled(hidden, attention_mask, self.head.pooling)
-        if self.head.normalize:
-            hidden = torch.nn.functional.normalize(hidden, p=2, dim=-1)
+        for layer in self.layers:
+            hidden = layer(hidden)
         return hidden
+
+
+class ScoresOf(torch.nn.Module):
+    """The score of a CrossEncoder, `[batch, 1]`: its logit behind an activation of torch.nn."""
+
+    def __init__(self, model: Any, activation: str) -> None:
+        super().__init__()
+        self.model = model
+        self.activation = getattr(torch.nn, activation)()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """The score."""
+        logits = _call(self.model, input_ids, attention_mask, token_type_ids).logits
+        return (self.activation(logits),)
+
+
+class UnitLength(torch.nn.Module):
+    """The Normalize module of sentence-transformers."""
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """`[…, hidden]`, each vector divided by its length."""
+        return torch.nn.functional.normalize(embedding, p=2, dim=-1)
+
+
+class DenseLayer(torch.nn.Module):
+    """The Dense module of sentence-transformers, with its weights.
+
+    Raises:
+        BadCheckpoint: the weights are missing or of another shape.
+    """
+
+    def __init__(self, dense: Dense) -> None:
+        super().__init__()
+        sizes = dense.in_features, dense.out_features
+        self.linear = torch.nn.Linear(*sizes, bias=dense.bias)
+        self.activation = getattr(torch.nn, dense.activation)()
+        self.residual = _residual(dense)
+        try:
+            self.load_state_dict(_weights(dense), strict=True)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise BadCheckpoint(
+                f"the weights of a Dense module cannot be loaded ({first_line(error)})",
+                where=str(dense.folder),
+                fix="Save the model again with sentence-transformers",
+            ) from error
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """`[batch, in_features]` → `[batch, out_features]`."""
+        found: Tensor = self.activation(self.linear(embedding))
+        return found if self.residual is None else found + self.residual(embedding)
+
+
+def _layer(layer: Dense | Normalize) -> torch.nn.Module:
+    return DenseLayer(layer) if isinstance(layer, Dense) else UnitLength()
+
+
+def _residual(dense: Dense) -> torch.nn.Module | None:
+    if not dense.residual:
+        return None
+    if dense.in_features == dense.out_features:
+        return torch.nn.Identity()
+    return torch.nn.Linear(dense.in_features, dense.out_features, bias=False)
+
+
+def _weights(dense: Dense) -> dict[str, Tensor]:
+    path = dense.folder / "model.safetensors"
+    if path.is_file():
+        return load_file(path)
+    # Permission for the pickle was checked when the checkpoint was located.
+    pickled = dense.folder / "pytorch_model.bin"
+    found: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
+    return found
 
 
 def pooled(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:

@@ -98,7 +98,7 @@ def source_from_checkpoint(
             fix="Read that code, then allow it with --trust-remote-code",
         )
     modules = modules_of(folder)
-    check_weights(folder, checkpoint, allow_pickle)
+    check_weights(folder, checkpoint, allow_pickle, modules)
     names = files_of(folder, modules, allow_pickle)
     return Source(checkpoint, folder, revision, config, modules, sha256_of_tree(folder, names))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tfc.errors import BadCheckpoint, UsageError
+from tfc.exporter.cross_encoder import is_cross_encoder
 from tfc.exporter.source import Source
 
 TEXT_CLASSIFICATION = "text-classification"
@@ -149,7 +150,7 @@ def task_of(source: Source, asked: str | None) -> TaskSpec:
         raise UsageError(
             f"there is no task '{asked}'", fix=f"Choose one of: {', '.join(task_names())}"
         )
-    if source.modules:
+    if source.modules and not is_cross_encoder(source):
         return _task(FEATURE_EXTRACTION)
     if source.adapter.get("task_type") in _ADAPTER_TASKS:
         return _task(_ADAPTER_TASKS[source.adapter["task_type"]])

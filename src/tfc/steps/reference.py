@@ -74,10 +74,10 @@ def reference_from_artifact(
     """
     require("torch", "compile")
     require("transformers", "compile")
-    from tfc.exporter.loading import model_from_source, wrapped
-    from tfc.exporter.sentence_embedding import EmbeddingHead
+    from tfc.exporter.loading import model_from_source
     from tfc.exporter.source import source_from_checkpoint
     from tfc.exporter.tasks import task_of
+    from tfc.exporter.text import text_module
 
     manifest = artifact.manifest
     given = checkpoint or manifest.checkpoint.source
@@ -108,6 +108,5 @@ def reference_from_artifact(
     model = model_from_source(
         source, spec, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
-    head = EmbeddingHead(manifest.task.pooling or "none", manifest.task.normalize)
     outputs = tuple(spec.name for spec in manifest.signature.outputs)
-    return Reference(wrapped(model, spec, head), outputs)
+    return Reference(text_module(source, spec, model), outputs)
