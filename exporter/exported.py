@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Exported:
-    """What the manifest records about an export."""
+    """What the manifest records about an export; `longest` are limits of dynamic axes."""
 
     checkpoint: Checkpoint
     task: Task
     graphs: dict[str, Graph]
     preprocess: Preprocess | None
     parity: ExportParity
+    longest: dict[str, int] = field(default_factory=dict)
 
 
 def identity_of(source: Source, model: Any) -> Checkpoint:

@@ -63,8 +63,9 @@ def command(
             allow_pickle=allow_pickle,
             on_progress=lambda what, done, total: report(done, total, what),
         )
+    unit = "texts" if opened.manifest.preprocess is not None else "inputs"
     grid = table(
-        f"Output {result.output} on {result.rows} texts of {result.data}",
+        f"Output {result.output} on {result.rows} {unit} of {result.data}",
         ["engine", "verdict", ">max abs", ">mean abs", ">allowed", ">cosine", ">argmax"],
     )
     decides = bool(opened.manifest.task.labels)

@@ -14,6 +14,7 @@ from tfc.errors import UsageError
 from tfc.manifest import BATCH, SEQUENCE
 from tfc.runtime.padding import Feed
 from tfc.runtime.tokenization import ATTENTION_MASK, Text, TextEncoder
+from tfc.steps.reference import Recorded
 
 Array = npt.NDArray[Any]
 Call = Callable[[Feed], dict[str, Array]]
@@ -59,6 +60,12 @@ def cases_from_texts(artifact: Artifact, texts: Iterable[Text]) -> Cases:
         dict(encoder.pad(encodings[i : i + _BATCH])) for i in range(0, len(encodings), _BATCH)
     ]
     return Cases(feeds, _output_axes(artifact), len(encodings))
+
+
+def cases_from_samples(artifact: Artifact, recorded: Recorded) -> Cases:
+    """The samples of a module that takes tensors."""
+    feeds = [sample.inputs for sample in recorded.samples]
+    return Cases(feeds, _output_axes(artifact), len(feeds))
 
 
 def text_encoder_of(artifact: Artifact) -> TextEncoder:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from tfc.artifact import SAMPLES, Artifact
 from tfc.runtime.padding import Feed, padded_left, with_holes
+from tfc.tensor_samples import TENSOR_SAMPLES, tensor_samples_from
 
 # Called with (what is under way, done, total).
 OnProgress = Callable[[str, int, int], None]
@@ -47,8 +48,11 @@ def sample_texts(artifact: Artifact) -> list[str]:
 def probe_feeds(artifact: Artifact, graph: str) -> list[Feed]:
     """Inputs of a graph on which passes are judged.
 
-    For text: real texts padded right, left, with holes; a full row; a single token.
+    For text: real texts padded right, left, with holes; a full row; a single token. For a module
+    that takes tensors: the samples that export kept.
     """
+    if TENSOR_SAMPLES in artifact.manifest.files:
+        return [sample.inputs for sample in tensor_samples_from(artifact.file(TENSOR_SAMPLES))]
     from tfc.steps.cases import text_encoder_of
 
     encoder = text_encoder_of(artifact)

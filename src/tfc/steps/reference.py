@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tfc.artifact import Artifact
-from tfc.errors import BadCheckpoint, require
+from tfc.errors import BadCheckpoint, CheckFailed, UsageError, require
 from tfc.runtime.padding import Feed
+from tfc.tensor_samples import TENSOR_SAMPLES, TensorSample, tensor_samples_from
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,42 @@ class Reference:
         return Reference(module, self.outputs, dtype)
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What PyTorch gave at export for the samples of a module that is not there any more."""
+
+    samples: tuple[TensorSample, ...]
+    precision: str = "fp32"
+
+    def __call__(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
+        """The outputs for the inputs of one of the samples."""
+        sample = next(each for each in self.samples if each.inputs is feed)
+        return sample.outputs[self.precision]
+
+    def in_precision(self, precision: str) -> Recorded:
+        """What it gave in `fp16` or `bf16`.
+
+        Raises:
+            CheckFailed: PyTorch could not run the module so.
+        """
+        if any(precision not in sample.outputs for sample in self.samples):
+            raise CheckFailed(
+                f"PyTorch could not run this module in {precision} at export, so nothing tells "
+                f"how far an engine in {precision} may be from fp32",
+                fix="Verify the engines in fp32: name them with --engine",
+            )
+        return Recorded(self.samples, precision)
+
+
+def recorded_from_artifact(artifact: Artifact) -> Recorded:
+    """The samples that export kept with PyTorch's outputs.
+
+    Raises:
+        BadArtifact: they are damaged.
+    """
+    return Recorded(tuple(tensor_samples_from(artifact.file(TENSOR_SAMPLES))))
+
+
 def reference_from_artifact(
     artifact: Artifact,
     *,
@@ -71,7 +108,14 @@ def reference_from_artifact(
     Raises:
         MissingPackage: torch or transformers is not installed.
         BadCheckpoint: it is not there any more, or it is not the one that was exported.
+        UsageError: the artifact was made from a module, and holds PyTorch's outputs only.
     """
+    if TENSOR_SAMPLES in artifact.manifest.files:
+        raise UsageError(
+            "this artifact was made from a module, whose code it does not hold",
+            where=str(artifact.path),
+            fix="Compare with what PyTorch gave at export: tfc verify",
+        )
     require("torch", "compile")
     require("transformers", "compile")
     from tfc.exporter.loading import model_from_source

@@ -19,13 +19,21 @@ from tfc.manifest import MODEL, Engine, Verdict
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.parity import Parity, Tolerance, failures, parity_of, tolerance_of
-from tfc.steps.cases import Call, Cases, cases_from_texts
+from tfc.steps.cases import Call, Cases, cases_from_samples, cases_from_texts
 from tfc.steps.record import OnProgress, no_progress, sample_texts, versions_of
-from tfc.steps.reference import reference_from_artifact
+from tfc.steps.reference import (
+    Recorded,
+    Reference,
+    recorded_from_artifact,
+    reference_from_artifact,
+)
+from tfc.tensor_samples import TENSOR_SAMPLES
 
 VERIFIED, FAILED, NOT_RUN = "verified", "failed", "not run"
 # PyTorch in fp32 is run on at most this many rows unless the caller asks for more.
 DEFAULT_LIMIT = 512
+_KEPT = "the samples kept at export"
+KEPT_OUTPUTS = "what PyTorch gave at export"
 
 
 @dataclass(frozen=True)
@@ -41,13 +49,14 @@ class EngineVerdict:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """The verdicts, on how many rows of which data, and on which output."""
+    """The verdicts, on how many rows of which data, on which output, and against what."""
 
     artifact: Artifact
     verdicts: tuple[EngineVerdict, ...]
     rows: int
     data: str
     output: str
+    reference: str
 
     @property
     def failed(self) -> list[str]:
@@ -88,6 +97,18 @@ def verify(
         BadCheckpoint: the checkpoint is not there or is another one.
     """
     names = _engine_names(artifact, engines)
+    reference: Reference | Recorded
+    if TENSOR_SAMPLES in artifact.manifest.files:
+        if data is not None:
+            raise UsageError(
+                "this artifact takes tensors, not text",
+                where=str(artifact.path),
+                fix="Leave --data out: it is compared on the samples kept at export",
+            )
+        reference = recorded_from_artifact(artifact)
+        cases = cases_from_samples(artifact, reference)
+        data_name, data_hash = _KEPT, artifact.sha256(TENSOR_SAMPLES)
+        return _compared(artifact, names, cases, reference, data_name, data_hash, on_progress)
     texts, data_name, data_hash = _texts(artifact, data, text_column, limit)
     cases = cases_from_texts(artifact, texts)
     reference = reference_from_artifact(
@@ -97,6 +118,19 @@ def verify(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
+    return _compared(artifact, names, cases, reference, data_name, data_hash, on_progress)
+
+
+def _compared(
+    artifact: Artifact,
+    names: Sequence[str],
+    cases: Cases,
+    reference: Reference | Recorded,
+    data: str,
+    data_hash: str,
+    on_progress: OnProgress,
+) -> VerifyResult:
+    """Run the engines and record their verdicts."""
     expected = _vectors(reference, cases, on_progress, "PyTorch fp32")
     floors: dict[str, list[npt.NDArray[Any]]] = {}
     found = []
@@ -109,7 +143,9 @@ def verify(
         floor = floors.get(precision)
         found.append(_verdict(artifact, name, cases, expected, floor, on_progress))
     output = ", ".join(cases.axes)
-    result = VerifyResult(artifact, tuple(found), cases.rows, data_name, output)
+    source = artifact.manifest.checkpoint.source
+    truth = KEPT_OUTPUTS if isinstance(reference, Recorded) else f"PyTorch with {source}"
+    result = VerifyResult(artifact, tuple(found), cases.rows, data, output, truth)
     _record(result, data_hash)
     return result
 
@@ -137,7 +173,7 @@ def _texts(
 ) -> tuple[list[Any], str, str]:
     if data is None:
         texts = sample_texts(artifact)[:limit]
-        return texts, "the samples kept at export", artifact.sha256(SAMPLES)
+        return texts, _KEPT, artifact.sha256(SAMPLES)
     from tfc.runtime.jobs import texts_from_jsonl
 
     path = Path(data)
@@ -202,6 +238,7 @@ def _record(result: VerifyResult, data_hash: str) -> None:
         )
     report = {
         "data": result.data,
+        "reference": result.reference,
         "rows": result.rows,
         "engines": {v.engine: dataclasses.asdict(records[v.engine]) for v in result.verdicts},
         "tolerance_source": {
