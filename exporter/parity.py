@@ -27,6 +27,7 @@ RELATIVE_TOLERANCE = 1e-5
 _BATCH = 8
 # What goes wrong is raised; it need not be printed too.
 _FATAL = 4
+_REPORT = "Report this model: its graph is wrong, and no artifact was written"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,26 @@ class ExportParity:
         }
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What shows that a graph is wrong; `got` and `parity` are None where it did not run."""
+
+    module: torch.nn.Module
+    model: Path
+    feed: Feed
+    expected: list[npt.NDArray[Any]]
+    got: list[npt.NDArray[Any]] | None
+    parity: ExportParity | None
+
+
+class GraphDiffers(CheckFailed):
+    """The graph does not say what the checkpoint says, with the inputs that show it."""
+
+    def __init__(self, what: str, where: str, evidence: Evidence) -> None:
+        super().__init__(what, where=where, fix=_REPORT)
+        self.evidence = evidence
+
+
 def check_export(
     module: torch.nn.Module, model: Path, feeds: Sequence[Feed], where: str
 ) -> ExportParity:
@@ -61,24 +82,30 @@ def check_export(
     Masked positions of per-token outputs count too: a graph that is right computes them alike.
 
     Raises:
-        CheckFailed: the largest difference is above `RELATIVE_TOLERANCE` of the output's scale,
-            or one of the two is not finite.
+        GraphDiffers: the largest difference is above `RELATIVE_TOLERANCE` of the output's scale,
+            one of the two is not finite, or the graph does not run.
     """
     session = session_from_model(ir.load(model))
     parity = ExportParity(0.0, 0.0, 0)
+    worst: Evidence | None = None
     for feed in feeds:
-        with torch.no_grad():
-            given = module(*(torch.from_numpy(array) for array in feed.values()))
-        expected = given if isinstance(given, tuple) else (given,)
-        for value, got in zip(expected, _run(session, feed, where), strict=True):
-            parity = _worse(parity, value.numpy(), got)
-    if not parity.relative <= RELATIVE_TOLERANCE:
-        raise CheckFailed(
+        expected = _expected(module, feed)
+        try:
+            got = _run(session, feed)
+        except Exception as error:  # ONNX Runtime's errors have no common root
+            evidence = Evidence(module, model, feed, expected, None, None)
+            raise GraphDiffers(_not_run(feed, error), where, evidence) from error
+        before = parity.max_abs
+        for value, array in zip(expected, got, strict=True):
+            parity = _worse(parity, value, array)
+        if worst is None or not parity.max_abs <= before:
+            worst = Evidence(module, model, feed, expected, got, parity)
+    if worst is not None and not parity.relative <= RELATIVE_TOLERANCE:
+        what = (
             f"the exported graph differs from the checkpoint by {parity.max_abs:.3g} on outputs "
-            f"of up to {parity.scale:.3g}, and {RELATIVE_TOLERANCE:.0e} of that is allowed",
-            where=where,
-            fix="Report this model: its graph is wrong, and nothing was written",
+            f"of up to {parity.scale:.3g}, and {RELATIVE_TOLERANCE:.0e} of that is allowed"
         )
+        raise GraphDiffers(what, where, worst)
     return parity
 
 
@@ -96,22 +123,26 @@ def feeds_from_texts(
     return feeds
 
 
-def _run(session: Any, feed: Feed, where: str) -> list[npt.NDArray[Any]]:
+def _expected(module: torch.nn.Module, feed: Feed) -> list[npt.NDArray[Any]]:
+    with torch.no_grad():
+        given = module(*(torch.from_numpy(array) for array in feed.values()))
+    return [t.detach().numpy() for t in (given if isinstance(given, tuple) else (given,))]
+
+
+def _run(session: Any, feed: Feed) -> list[npt.NDArray[Any]]:
     import onnxruntime
 
     quiet = onnxruntime.RunOptions()
     quiet.log_severity_level = _FATAL
-    try:
-        return [np.asarray(array) for array in session.run(None, feed, quiet)]
-    except Exception as error:  # ONNX Runtime's errors have no common root
-        reason = first_line(error).rpartition("Status Message: ")[2]
-        name, first = next(iter(feed.items()))
-        shape = "×".join(map(str, first.shape))
-        raise CheckFailed(
-            f"the exported graph does not run on {name} of {shape}: {reason}",
-            where=where,
-            fix="Report this model: its graph is wrong, and nothing was written",
-        ) from error
+    return [np.asarray(array) for array in session.run(None, feed, quiet)]
+
+
+def _not_run(feed: Feed, error: Exception) -> str:
+    reason = first_line(error)
+    reason = reason.rpartition("Status Message: ")[2]
+    name, first = next(iter(feed.items()))
+    shape = "×".join(map(str, first.shape))
+    return f"the exported graph does not run on {name} of {shape}: {reason}"
 
 
 def _worse(parity: ExportParity, expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> ExportParity:

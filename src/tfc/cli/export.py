@@ -51,7 +51,8 @@ def command(
 
     CHECKPOINT is a folder that save_pretrained(), sentence-transformers or peft wrote, or the id
     of a model on the Hugging Face hub. The graph is compared with the checkpoint at once, on varied
-    text and with every kind of padding; if they differ, nothing is written.
+    text and with every kind of padding; if they differ, there is no artifact, and ARTIFACT.failed
+    holds what shows it.
     """
     from tfc.steps.export import export
 

@@ -139,10 +139,20 @@ def existing_artifact(target: Path, step: Step | None, overwrite: bool) -> Artif
 
 
 def write_artifact(target: Path, step: Step, work: Callable[[Path], Exported]) -> Artifact:
-    """Let `work` write graphs into a folder, add the manifest, and put the folder at `target`."""
+    """Let `work` write graphs into a folder, add the manifest, and put the folder at `target`.
+
+    Raises:
+        CheckFailed: a graph is wrong; what shows it is kept in `<target>.failed`.
+    """
+    from tfc.exporter.evidence import failure_with_evidence
+    from tfc.exporter.parity import GraphDiffers
+
     begun = time.perf_counter()
     with staged_folder(target) as folder:
-        exported = work(folder)
+        try:
+            exported = work(folder)
+        except GraphDiffers as error:
+            raise failure_with_evidence(error, target) from error
         manifest = _manifest(exported, folder, step, time.perf_counter() - begun)
         (folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
     return Artifact.open(target)
