@@ -18,7 +18,13 @@ from tfc.artifact import graph_file
 from tfc.errors import BadCheckpoint, UsageError
 from tfc.exporter.exported import Exported
 from tfc.exporter.module_inputs import ModuleInputs, resized
-from tfc.exporter.module_samples import FlatOutputs, flattened, limits_of, samples_of
+from tfc.exporter.module_samples import (
+    FlatOutputs,
+    flattened,
+    limits_of,
+    samples_of,
+    with_flat_outputs,
+)
 from tfc.exporter.parity import check_export
 from tfc.exporter.to_onnx import GraphInput, onnx_from_module, signature_of
 from tfc.manifest import MODEL, Checkpoint, Graph, Task
@@ -46,7 +52,7 @@ def export_custom(
     """
     _check_device(module)
     with _evaluating(module):
-        flat = FlatOutputs(module, inputs)
+        flat = with_flat_outputs(module, inputs)
         names = _output_names(module, inputs, output_names)
         on_stage("exporting to ONNX")
         longest = limits_of(flat, inputs)

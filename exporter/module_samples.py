@@ -25,20 +25,33 @@ class FlatOutputs(torch.nn.Module):
     def __init__(self, module: torch.nn.Module, inputs: ModuleInputs) -> None:
         super().__init__()
         self.model = module
+        self.keywords = tuple(inputs.examples) if inputs.by_keyword else ()
 
-        def forward(*given: Tensor) -> tuple[Tensor, ...]:
-            if inputs.by_keyword:
-                found = self.model(**dict(zip(inputs.examples, given, strict=True)))
-            else:
-                found = self.model(*given)
-            return tuple(tensor for _, tensor in flattened(found))
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """The tensors in the module's output, in order."""
+        if self.keywords:
+            found = self.model(**dict(zip(self.keywords, given, strict=True)))
+        else:
+            found = self.model(*given)
+        return tuple(tensor for _, tensor in flattened(found))
 
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        names = [f"input_{place}" for place in range(len(inputs.examples))]
-        parameters = [inspect.Parameter(name, kind) for name in names]
-        # torch.export reads the signature to tell one input from the next.
-        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        self.forward = forward
+
+def with_flat_outputs(module: torch.nn.Module, inputs: ModuleInputs) -> FlatOutputs:
+    """The module behind a `forward` with one parameter for each input.
+
+    torch.export tells the inputs apart by the signature, so each number of inputs has its class.
+    """
+
+    def forward(self: FlatOutputs, *given: Tensor) -> tuple[Tensor, ...]:
+        return FlatOutputs.forward(self, *given)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = ["self", *(f"input_{place}" for place in range(len(inputs.examples)))]
+    parameters = [inspect.Parameter(name, kind) for name in names]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    of_this_arity = type("FlatOutputs", (FlatOutputs,), {"forward": forward})
+    found: FlatOutputs = of_this_arity(module, inputs)
+    return found
 
 
 def flattened(value: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:
@@ -142,7 +155,7 @@ def _in_half(
     module: torch.nn.Module, inputs: ModuleInputs, dtype: torch.dtype
 ) -> FlatOutputs | None:
     """The module computing in half precision; None where PyTorch cannot run it so."""
-    half = FlatOutputs(copy.deepcopy(module).to(dtype), inputs)
+    half = with_flat_outputs(copy.deepcopy(module).to(dtype), inputs)
     try:
         with torch.no_grad():
             half(*(_cast(tensor, dtype) for tensor in inputs.examples.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 
 from tfc.errors import BadCheckpoint, first_line
 from tfc.exporter.patches import patch
+from tfc.exporter.source_lines import offending_line
 from tfc.manifest import BATCH, SEQUENCE, Signature, TensorSpec
 
 # Opset 23 is the first with Attention and RMSNormalization, which keeps what the graph means.
@@ -23,6 +25,8 @@ _EXAMPLE_BATCH = 2
 _EXAMPLE_SEQUENCE = 7
 _NO_LIMIT = 1 << 20
 _SCOPES = "pkg.torch.onnx.name_scopes"
+# What torch.export calls the scope of nodes that it added itself.
+_NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
 MODULE_KEY = "tfc.module"
 
 
@@ -152,6 +156,8 @@ def _module_path(scopes: str) -> str:
     """The innermost module in the exporter's list of scopes, without our wrapper's prefix."""
     names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
     path = names[-2] if len(names) > 1 else ""
+    if path == _NO_SCOPE:
+        return ""
     return "" if path == "model" else path.removeprefix("model.")
 
 
@@ -168,21 +174,34 @@ def _export_failed(module: torch.nn.Module, error: Exception) -> BadCheckpoint:
         causes.append(causes[-1].__cause__)
     reason = first_line(causes[-1])
     name = type(getattr(module, "model", module)).__name__
+    found = offending_line(error)
+    at = f", at `{found.text}` in {found.function}" if found is not None else ""
     return BadCheckpoint(
-        f"torch.onnx cannot export {name}: {reason}",
-        fix="Run with --debug for the exporter's report; its forward must not depend on data",
+        f"torch.onnx cannot export {name}{at}: {reason}",
+        where=f"{found.file}:{found.line}" if found is not None else "",
+        fix="Its forward must not depend on data: torch.where chooses between values without "
+        "looking at them. Run with --debug for the exporter's report",
     )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's advice off the terminal; its errors are raised."""
-    logger: Any = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Keep the exporter's advice and its printed graphs off the terminal; its errors are raised."""
+    loggers: list[Any] = [logging.getLogger("torch"), logging.getLogger("torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    tracing: Any = importlib.import_module("torch.export._trace")
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    tracing.print = _print_nothing  # it prints the graph so far to stderr before it raises
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        del tracing.print
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _print_nothing(*values: object, **options: object) -> None:
+    """Take the place of `print`."""
