@@ -17,6 +17,7 @@ from checkpoints import run_tfc, save_tiny_checkpoint
 
 import tfc
 from tfc.errors import BadCheckpoint, MissingPackage, UsageError
+from tfc.runtime.engine import close_all, runners_from_engine
 
 pytestmark = [
     pytest.mark.ort,
@@ -66,10 +67,11 @@ def worst_difference(adapted: Any, artifact: tfc.Artifact, output: str = "logits
     encoded = tokenizer(list(TEXTS), padding=True, return_tensors="pt", return_token_type_ids=True)
     with torch.no_grad():
         expected = getattr(adapted(**encoded), output).numpy()
-    tfc.build_engine(artifact, backend="onnxruntime")
-    with tfc.Session.load(artifact.path) as session:
-        feed = {s.name: encoded[s.name].numpy() for s in session.signature.inputs}
-        got = session.run(feed)[output]
+    engine = tfc.build_engine(artifact, backend="onnxruntime").engine
+    feed = {s.name: encoded[s.name].numpy() for s in artifact.manifest.signature.inputs}
+    runners = runners_from_engine(artifact, engine)
+    got = runners["model"].run(feed)[output]
+    close_all(runners)
     return float(np.abs(got - expected).max() / np.abs(expected).max())
 
 
@@ -121,6 +123,15 @@ def test_token_classification(base: Path, tmp_path: Path) -> None:
     artifact = tfc.export(tmp_path / "lora", tmp_path / "a").artifact
     assert artifact.manifest.task.name == "token-classification"
     assert worst_difference(adapted, artifact) < TOLERANCE
+
+
+def test_question_answering(base: Path, tmp_path: Path) -> None:
+    config = peft.LoraConfig(task_type="QUESTION_ANS", target_modules=["query"])
+    adapted = trained(base, tmp_path / "lora", "QuestionAnswering", config, num_labels=2)
+    artifact = tfc.export(tmp_path / "lora", tmp_path / "a").artifact
+    assert artifact.manifest.task.name == "question-answering"
+    for output in ("start_logits", "end_logits"):
+        assert worst_difference(adapted, artifact, output) < TOLERANCE
 
 
 @pytest.mark.parametrize(
