@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from tfc.errors import BadCheckpoint, first_line, require
 from tfc.exporter.checkpoint_files import json_object
@@ -127,7 +128,10 @@ def _labels_of_head(
     probe = copy.deepcopy(config)
     probe.num_labels = _PROBE_LABELS
     with torch.device("meta"):
-        model = loader.from_config(probe, trust_remote_code=trust_remote_code)
+        if issubclass(loader, PreTrainedModel):  # a class of its own, no auto class
+            model = loader(probe)
+        else:
+            model = loader.from_config(probe, trust_remote_code=trust_remote_code)
     for name, parameter in model.named_parameters():
         if name in saved and _PROBE_LABELS in parameter.shape:
             return int(saved[name].shape[list(parameter.shape).index(_PROBE_LABELS)])

@@ -15,7 +15,8 @@ import onnx_ir as ir
 import torch
 
 from tfc.artifact import graph_file
-from tfc.errors import BadCheckpoint, UsageError
+from tfc.errors import UsageError
+from tfc.exporter.comparison import check_outputs
 from tfc.exporter.exported import Exported
 from tfc.exporter.module_inputs import ModuleInputs, resized
 from tfc.exporter.module_samples import (
@@ -25,8 +26,7 @@ from tfc.exporter.module_samples import (
     samples_of,
     with_flat_outputs,
 )
-from tfc.exporter.parity import check_export
-from tfc.exporter.to_onnx import GraphInput, onnx_from_module, signature_of
+from tfc.exporter.to_onnx import Axis, GraphInput, onnx_from_module, signature_of
 from tfc.manifest import MODEL, Checkpoint, Graph, Task
 from tfc.onnx_files import save_onnx
 from tfc.tensor_samples import TENSOR_SAMPLES, save_tensor_samples
@@ -62,13 +62,12 @@ def export_custom(
         on_stage("checking parity with the module")
         samples = samples_of(flat, inputs, names, longest)
         where = type(module).__name__
-        parity = check_export(flat, path, [sample.inputs for sample in samples], where)
+        parity = check_outputs(flat, path, [sample.inputs for sample in samples], where)
         save_tensor_samples(samples, folder / TENSOR_SAMPLES)
     return Exported(
         checkpoint=_identity(module),
         task=Task(TENSORS),
         graphs={MODEL: Graph(signature_of(graph))},
-        preprocess=None,
         parity=parity,
         longest=longest,
     )
@@ -80,17 +79,12 @@ def _graph(
     """The graph, every axis as dynamic as it was asked to be."""
     sizes = {axis: max(size, _SMALLEST_EXAMPLE) for axis, size in inputs.sizes.items()}
     examples = inputs.examples if sizes == inputs.sizes else resized(inputs, sizes, seed=0)
-    given = [GraphInput(name, examples[name], inputs.axes[name]) for name in inputs.examples]
-    graph = onnx_from_module(flat, given, names, longest)
-    for spec in signature_of(graph).inputs:
-        for place, axis in inputs.axes[spec.name].items():
-            if spec.shape[place] != axis:
-                raise BadCheckpoint(
-                    f"the module takes one size only, {spec.shape[place]}, of the axis '{axis}'",
-                    where=type(flat.model).__name__,
-                    fix="Leave it out of dynamic_axes, or correct forward",
-                )
-    return graph
+    dynamic = {axis: Axis(axis, max=longest.get(axis, Axis.max)) for axis in sizes}
+    given = [
+        GraphInput(name, example, {i: dynamic[axis] for i, axis in inputs.axes[name].items()})
+        for name, example in examples.items()
+    ]
+    return onnx_from_module(flat, given, names)
 
 
 def _output_names(

@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 
 from tfc.errors import CheckFailed
+from tfc.exporter.comparison import GraphDiffers
 from tfc.exporter.diagnosis import Site, first_difference
-from tfc.exporter.parity import GraphDiffers
 from tfc.files import staged_folder
 from tfc.onnx_files import save_onnx
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tfc.artifact import graph_file
 from tfc.exporter.exported import Exported, Loaded
+from tfc.exporter.generation.export import export_generation
+from tfc.exporter.image import export_image
 from tfc.exporter.loading import model_from_source
 from tfc.exporter.source import Source
-from tfc.exporter.tasks import task_of
+from tfc.exporter.standard import check_standard
+from tfc.exporter.tasks import IMAGE, task_of
 from tfc.exporter.text import export_text
 
 
@@ -43,4 +47,12 @@ def export_checkpoint(
         source, spec, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
     loaded = Loaded(source, spec, model, folder, max_length, trust_remote_code, on_stage)
-    return export_text(loaded)
+    if spec.generates:
+        exported = export_generation(loaded)
+    elif spec.reads == IMAGE:
+        exported = export_image(loaded)
+    else:
+        exported = export_text(loaded)
+    for name, graph in exported.graphs.items():
+        check_standard(folder / graph_file(name), graph.signature, source.given)
+    return exported

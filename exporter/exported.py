@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfc.exporter.parity import ExportParity
+from tfc.exporter.comparison import ExportParity
 from tfc.exporter.source import Source
 from tfc.exporter.tasks import TaskSpec
-from tfc.manifest import Checkpoint, Graph, Preprocess, Task
+from tfc.manifest import AudioPreprocess, Checkpoint, Graph, ImagePreprocess, Preprocess, Task
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class Exported:
     checkpoint: Checkpoint
     task: Task
     graphs: dict[str, Graph]
-    preprocess: Preprocess | None
     parity: ExportParity
+    preprocess: Preprocess | None = None
+    images: ImagePreprocess | None = None
+    audio: AudioPreprocess | None = None
     longest: dict[str, int] = field(default_factory=dict)
 
 

@@ -14,14 +14,25 @@ from safetensors import SafetensorError
 
 from tfc.errors import BadCheckpoint, first_line
 from tfc.exporter.adapters import config_for_adapter, saved_weights, with_adapter
-from tfc.exporter.modules import EmbeddingOf, ImageOutputsOf, ScoresOf, TextOutputsOf
+from tfc.exporter.modules import (
+    EmbeddingOf,
+    EosLogitsOf,
+    ImageEmbeddingOf,
+    ImageOutputsOf,
+    ScoresOf,
+    TextOutputsOf,
+    classifies_at_eos,
+)
 from tfc.exporter.sentence_embedding import IDENTITY, EmbeddingHead
 from tfc.exporter.source import Source
-from tfc.exporter.tasks import FEATURE_EXTRACTION, IMAGE, TaskSpec
+from tfc.exporter.tasks import FEATURE_EXTRACTION, IMAGE, IMAGE_FEATURE_EXTRACTION, TaskSpec
 
 # Tokenizers without a limit report 10^30.
 _NO_LIMIT = 1_000_000
 _DEFAULT_MAX_LENGTH = 512
+_OWN_CLASS = ("EncoderModel", "WithProjection")
+# Encoder-decoders of which transformers has the encoder as a model of its own (T5EncoderModel).
+_HAS_ENCODER_MODEL = frozenset({"mt5", "t5", "umt5"})
 _LOADING_ERRORS = (ValueError, KeyError, OSError, RuntimeError, ImportError, SafetensorError)
 # What a tokenizer is saved as. Without any of them transformers makes up an empty one.
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "merges.txt")
@@ -35,7 +46,7 @@ def model_from_source(
     Raises:
         BadCheckpoint: the model type is unknown, or weights are missing or of the wrong shape.
     """
-    loader = getattr(transformers, task.auto_class)
+    loader = _loader_of(source, task)
     options: dict[str, Any] = {
         "dtype": torch.float32,
         "output_loading_info": True,
@@ -63,12 +74,18 @@ def wrapped(
 ) -> torch.nn.Module:
     """The model behind the named outputs of its task; `score` is what becomes of a lone logit."""
     module: torch.nn.Module
+    if task.generates:
+        return model
     if task.name == FEATURE_EXTRACTION:
         module = EmbeddingOf(model, head)
+    elif task.name == IMAGE_FEATURE_EXTRACTION:
+        module = ImageEmbeddingOf(model)
     elif task.reads == IMAGE:
         module = ImageOutputsOf(model, task.outputs)
     elif score != IDENTITY and model.config.num_labels == 1:
         module = ScoresOf(model, score)
+    elif classifies_at_eos(model):
+        module = EosLogitsOf(model)
     else:
         module = TextOutputsOf(model, task.outputs)
     return module.eval()
@@ -145,6 +162,18 @@ def max_positions_of(model: Any) -> int | None:
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
             return int(module.num_embeddings) - offset
     return int(limit)
+
+
+def _loader_of(source: Source, task: TaskSpec) -> Any:
+    """The auto class of the task; the checkpoint's own class where that would load another one.
+
+    AutoModel gives the whole of T5 for its encoder, and CLIP's towers without their projections.
+    """
+    if task.auto_class == "AutoModel" and source.architecture.endswith(_OWN_CLASS):
+        return getattr(transformers, source.architecture)
+    if task.name == FEATURE_EXTRACTION and source.model_type in _HAS_ENCODER_MODEL:
+        return transformers.AutoModelForTextEncoding
+    return getattr(transformers, task.auto_class)
 
 
 def _load(loader: Any, source: Source, options: dict[str, Any]) -> Any:

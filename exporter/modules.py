@@ -46,6 +46,28 @@ class ImageOutputsOf(torch.nn.Module):
         return tuple(getattr(found, field) for field in self.fields)
 
 
+class EosLogitsOf(torch.nn.Module):
+    """Logits of an encoder-decoder classifier (BART, T5): `[batch, labels]`.
+
+    transformers selects the rows' last end-of-sequence tokens with a boolean mask, whose size
+    depends on the data, and insists that all rows have as many of them. Here each row's last one
+    is gathered by its place; a row without any, which transformers refuses, gives its first token.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits, before softmax or sigmoid."""
+        return _eos_logits(self.model, input_ids, attention_mask)
+
+
+def classifies_at_eos(model: Any) -> bool:
+    """Whether the model is an encoder-decoder that classifies (BART, T5)."""
+    return bool(model.config.is_encoder_decoder) and hasattr(model, "classification_head")
+
+
 class EmbeddingOf(torch.nn.Module):
     """Embeddings: `[batch, hidden]`, or `[batch, sequence, hidden]` without pooling."""
 
@@ -59,7 +81,10 @@ class EmbeddingOf(torch.nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
         """Token embeddings, pooled, and through the layers of the head."""
-        hidden = _call(self.model, input_ids, attention_mask, token_type_ids).last_hidden_state
+        found = _call(self.model, input_ids, attention_mask, token_type_ids)
+        if is_projected(self.model):
+            return found.text_embeds
+        hidden = found.last_hidden_state
         if self.head.pooling != NO_POOLING:
             hidden = pooled(hidden, attention_mask, self.head.pooling)
         for layer in self.layers:
@@ -79,6 +104,8 @@ class ScoresOf(torch.nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """The score."""
+        if classifies_at_eos(self.model):
+            return (self.activation(_eos_logits(self.model, input_ids, attention_mask)),)
         logits = _call(self.model, input_ids, attention_mask, token_type_ids).logits
         return (self.activation(logits),)
 
@@ -141,6 +168,28 @@ def _weights(dense: Dense) -> dict[str, Tensor]:
     return found
 
 
+def is_projected(model: Any) -> bool:
+    """Whether the model itself gives one vector per text: the text tower of a CLIP-like model."""
+    return type(model).__name__.endswith("TextModelWithProjection")
+
+
+class ImageEmbeddingOf(torch.nn.Module):
+    """One vector per image `[batch, hidden]`: the projection, or else the model's own pooling."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """The embedding, as the model pools it."""
+        found = self.model(pixel_values=pixel_values, return_dict=True)
+        for field in ("image_embeds", "pooler_output"):
+            embedding = getattr(found, field, None)
+            if embedding is not None:
+                return embedding.flatten(1)
+        raise ValueError("the model gives no pooled output, so there is no one vector per image")
+
+
 def pooled(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
     """Pool `hidden` `[batch, sequence, hidden]` over the tokens whose mask is 1.
 
@@ -161,6 +210,20 @@ def pooled(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
     total = (hidden * weights).sum(dim=1)
     count = weights.sum(dim=1).clamp(min=1e-9)
     return total / (count.sqrt() if mode == "mean_sqrt_len_tokens" else count)
+
+
+def _eos_logits(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    extra = {}
+    if hasattr(model, "_shift_right"):  # T5's base model does not do it itself
+        extra["decoder_input_ids"] = model._shift_right(input_ids)
+    hidden = model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **extra
+    ).last_hidden_state
+    is_end = (input_ids == model.config.eos_token_id).long()
+    places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+    last = (is_end * places).argmax(dim=1)
+    logits: Tensor = model.classification_head(_token_at(hidden, last))
+    return logits
 
 
 def _token_at(hidden: Tensor, index: Tensor) -> Tensor:

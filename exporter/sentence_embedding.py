@@ -14,9 +14,10 @@ from typing import Any
 from tfc.errors import BadCheckpoint
 from tfc.exporter.checkpoint_files import json_object
 from tfc.exporter.source import Source
-from tfc.manifest import Preprocess
 
 NO_POOLING = "none"
+# What a model does itself that gives one vector per text (CLIP's text tower).
+PROJECTION = "projection"
 IDENTITY = "Identity"
 POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 _BOOLEAN_KEYS = {
@@ -114,10 +115,14 @@ def embedding_head_of(source: Source) -> EmbeddingHead:
     return head
 
 
-def with_prompts(preprocess: Preprocess, source: Source) -> Preprocess:
-    """The preprocessing with the prompts that a sentence-transformers folder names."""
+def prompts_of(source: Source) -> tuple[dict[str, str], str]:
+    """The prompts that a sentence-transformers folder names, and which one is used unasked.
+
+    Raises:
+        BadCheckpoint: there is no prompt of the default's name.
+    """
     if source.base is not None and not source.modules:
-        return with_prompts(preprocess, source.base)
+        return prompts_of(source.base)
     config = own_config(source)
     prompts = {str(name): str(text) for name, text in (config.get("prompts") or {}).items()}
     default = str(config.get("default_prompt_name") or "")
@@ -127,7 +132,7 @@ def with_prompts(preprocess: Preprocess, source: Source) -> Preprocess:
             where=str(source.folder / _OWN_CONFIG),
             fix="Correct default_prompt_name, or save the model again",
         )
-    return replace(preprocess, prompts=prompts, default_prompt=default)
+    return prompts, default
 
 
 def lowercases(source: Source) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tfc.artifact import SAMPLES, TOKENIZER, graph_file
+from tfc.exporter.comparison import check_outputs
 from tfc.exporter.cross_encoder import score_activation_of
 from tfc.exporter.exported import Exported, Loaded, identity_of
 from tfc.exporter.fusion_sites import fusion_sites_of
@@ -20,15 +21,16 @@ from tfc.exporter.loading import (
     tokenizer_from_source,
     wrapped,
 )
-from tfc.exporter.parity import check_export, feeds_from_texts
+from tfc.exporter.modules import is_projected
 from tfc.exporter.samples import SAMPLE_TEXTS
 from tfc.exporter.sentence_embedding import (
     IDENTITY,
     NO_POOLING,
+    PROJECTION,
     EmbeddingHead,
     embedding_head_of,
     lowercases,
-    with_prompts,
+    prompts_of,
 )
 from tfc.exporter.source import Source
 from tfc.exporter.tasks import (
@@ -38,8 +40,9 @@ from tfc.exporter.tasks import (
     ZERO_SHOT_CLASSIFICATION,
     TaskSpec,
 )
+from tfc.exporter.text_feeds import feeds_from_texts
 from tfc.exporter.to_onnx import onnx_from_module, signature_of, text_inputs
-from tfc.manifest import MODEL, SEQUENCE, Graph, Preprocess, Task
+from tfc.manifest import MODEL, Graph, Preprocess, Task
 from tfc.onnx_files import save_onnx
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -65,21 +68,16 @@ def export_text(loaded: Loaded) -> Exported:
     module = text_module(source, spec, model)
 
     loaded.on_stage("exporting to ONNX")
-    longest = max_positions_of(model)
-    graph = onnx_from_module(
-        module,
-        text_inputs(names),
-        _output_names(spec, head),
-        {SEQUENCE: longest} if longest is not None else None,
-    )
+    inputs = text_inputs(names, max_positions_of(model))
+    graph = onnx_from_module(module, inputs, _output_names(spec, model, head))
     path = loaded.folder / graph_file(MODEL)
     save_onnx(graph, path)
-    preprocess = with_prompts(write_tokenizer(tokenizer, loaded.folder, limit), source)
+    preprocess = write_tokenizer(tokenizer, loaded.folder, limit, *prompts_of(source))
     write_samples(loaded.folder)
 
     loaded.on_stage("checking parity with the checkpoint")
     feeds = feeds_from_texts(tokenizer, SAMPLE_TEXTS, names, limit)
-    parity = check_export(module, path, feeds, where=source.given)
+    parity = check_outputs(module, path, feeds, where=source.given)
     return Exported(
         checkpoint=identity_of(source, model),
         task=_task_record(spec, model, head),
@@ -100,7 +98,13 @@ def _head_of(source: Source, spec: TaskSpec) -> EmbeddingHead:
     return embedding_head_of(source) if spec.name == FEATURE_EXTRACTION else EmbeddingHead()
 
 
-def write_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> Preprocess:
+def write_tokenizer(
+    tokenizer: Any,
+    folder: Path,
+    max_length: int,
+    prompts: dict[str, str] | None = None,
+    default_prompt: str = "",
+) -> Preprocess:
     """Write `tokenizer.json`, and say how text becomes tensors."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
@@ -115,6 +119,8 @@ def write_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> Preprocess
         pad_id=int(tokenizer.pad_token_id or 0),
         pad_type_id=int(tokenizer.pad_token_type_id),
         padding_side=str(tokenizer.padding_side),
+        prompts=prompts or {},
+        default_prompt=default_prompt,
         mask_id=int(mask_id) if mask_id is not None else None,
     )
 
@@ -146,15 +152,17 @@ def _input_names(model: Any, tokenizer: Any) -> list[str]:
     return [name for name in _INPUTS if name in taken and name in given]
 
 
-def _output_names(spec: TaskSpec, head: EmbeddingHead) -> tuple[str, ...]:
+def _output_names(spec: TaskSpec, model: Any, head: EmbeddingHead) -> tuple[str, ...]:
     if spec.name != FEATURE_EXTRACTION:
         return spec.outputs
-    return ("last_hidden_state" if head.pooling == NO_POOLING else "embedding",)
+    per_token = head.pooling == NO_POOLING and not is_projected(model)
+    return ("last_hidden_state" if per_token else "embedding",)
 
 
 def _task_record(spec: TaskSpec, model: Any, head: EmbeddingHead) -> Task:
     if spec.name == FEATURE_EXTRACTION:
-        return Task(spec.name, pooling=head.pooling, normalize=head.normalize)
+        pooling = PROJECTION if is_projected(model) else head.pooling
+        return Task(spec.name, pooling=pooling, normalize=head.normalize)
     if spec.name not in _LABELLED:
         return Task(spec.name)
     problem = _problem(model.config) if spec.name == TEXT_CLASSIFICATION else ""

@@ -6,8 +6,8 @@ import contextlib
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -16,65 +16,94 @@ import torch
 from tfc.errors import BadCheckpoint, first_line
 from tfc.exporter.patches import patch
 from tfc.exporter.source_lines import offending_line
-from tfc.manifest import BATCH, SEQUENCE, Signature, TensorSpec
+from tfc.manifest import Signature, TensorSpec
 
 # Opset 23 is the first with Attention and RMSNormalization, which keeps what the graph means.
 OPSET = 23
 # The exporter specialises sizes 0 and 1, so the example must have neither.
 _EXAMPLE_BATCH = 2
 _EXAMPLE_SEQUENCE = 7
-_NO_LIMIT = 1 << 20
 _SCOPES = "pkg.torch.onnx.name_scopes"
 # What torch.export calls the scope of nodes that it added itself.
 _NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
 MODULE_KEY = "tfc.module"
+# What to do about a forward that the exporter cannot follow, or not as it was asked.
+_DATA = (
+    "Its forward must not depend on data: torch.where chooses between values without "
+    "looking at them. Run with --debug for the exporter's report"
+)
+_FIXED = (
+    "Its forward must not make a number of that size, nor take one size only; of your own module "
+    "that does, leave the axis out of dynamic_axes"
+)
+_UNUSED = "Its forward must use every input; of your own module that does not, leave the input out"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dynamic axis: its name and its sizes."""
+
+    name: str
+    max: int = 1 << 20
+    min: int = 1
 
 
 @dataclass(frozen=True)
 class GraphInput:
-    """An input of a graph: an example, and which of its axes are dynamic (place → name)."""
+    """One input of a graph: its name, an example, and which of its axes are dynamic.
+
+    The exporter specialises sizes 0 and 1, so a dynamic axis of the example has neither.
+    """
 
     name: str
     example: torch.Tensor
-    axes: Mapping[int, str] = field(default_factory=dict)
+    axes: Mapping[int, Axis]
+
+
+# An argument of a module's `forward`: one tensor, or a list of them.
+Argument = GraphInput | Sequence[GraphInput]
+BATCH = Axis("batch", max=1 << 16)
 
 
 def onnx_from_module(
     module: torch.nn.Module,
-    inputs: Sequence[GraphInput],
-    outputs: Sequence[str],
-    longest: Mapping[str, int] | None = None,
+    arguments: Sequence[Argument],
+    output_names: Sequence[str],
+    sums: Mapping[str, tuple[str, str]] | None = None,
 ) -> ir.Model:
-    """Export a module as a graph with the named inputs, outputs and dynamic axes.
+    """Export a module with named inputs, outputs and dynamic axes.
 
     Every node carries the path of the module that it came from in its metadata (`tfc.module`).
 
     Args:
-        module: the module, in evaluation mode.
-        inputs: its inputs, in the order of its `forward`.
-        outputs: the names of its outputs.
-        longest: the largest size of a dynamic axis, where one is known.
+        module: the module, in evaluation mode; it gives one tensor or a tuple of them.
+        arguments: what its `forward` takes, in order.
+        output_names: the names of its outputs, in order.
+        sums: names of sizes that are the sum of two axes: `{"total": ("past", "sequence")}`.
 
     Raises:
         BadCheckpoint: the exporter cannot follow the module; the message has its reason.
     """
-    names = dict.fromkeys(name for each in inputs for name in each.axes.values())
-    dims = {
-        name: torch.export.Dim(name, min=1, max=(longest or {}).get(name, _NO_LIMIT))
-        for name in names
-    }
+    inputs = [each for argument in arguments for each in _inputs_in(argument)]
+    axes = {axis.name: axis for each in inputs for axis in each.axes.values()}
+    dims = {a.name: torch.export.Dim(a.name, min=a.min, max=a.max) for a in axes.values()}
+
+    def dynamic(each: GraphInput) -> dict[int, Any]:
+        return {index: dims[axis.name] for index, axis in each.axes.items()}
+
+    # Without gradients: torch 2.13 chooses another kernel for scaled_dot_product_attention while it
+    # decomposes than while it captures, when a mask comes from a parameter that may be trained
+    # (T5's position bias), and then refuses the layout that the first one had.
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module,
-                tuple(each.example for each in inputs),
+                tuple(_mapped(lambda each: each.example, argument) for argument in arguments),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[each.name for each in inputs],
-                output_names=list(outputs),
-                dynamic_shapes=tuple(
-                    {place: dims[axis] for place, axis in each.axes.items()} for each in inputs
-                ),
+                output_names=list(output_names),
+                dynamic_shapes=tuple(_mapped(dynamic, argument) for argument in arguments),
                 verbose=False,
             )
         except Exception as error:  # whatever the model's own forward raises surfaces here
@@ -82,10 +111,11 @@ def onnx_from_module(
     assert program is not None  # torch.onnx.export(dynamo=True) returns a program
     model = _with_module_paths(program.model)
     patch(model)
-    return _without_name_clashes(model)
+    _check_axes(module, model, inputs)
+    return _without_name_clashes(_with_sums_named(model, sums or {}))
 
 
-def text_inputs(names: Sequence[str]) -> list[GraphInput]:
+def text_inputs(names: Sequence[str], longest: int | None) -> list[GraphInput]:
     """Inputs `[batch, sequence]` that every text model takes: small ids, a mask with a hole."""
     mask = torch.ones((_EXAMPLE_BATCH, _EXAMPLE_SEQUENCE), dtype=torch.int64)
     mask[1, -2:] = 0
@@ -94,7 +124,8 @@ def text_inputs(names: Sequence[str]) -> list[GraphInput]:
         "attention_mask": mask,
         "token_type_ids": torch.zeros(mask.shape, dtype=torch.int64),
     }
-    return [GraphInput(name, values[name], {0: BATCH, 1: SEQUENCE}) for name in names]
+    axes = {0: BATCH, 1: Axis("sequence", max=longest or Axis.max)}
+    return [GraphInput(name, values[name], axes) for name in names]
 
 
 def image_input(channels: int, height: int, width: int) -> GraphInput:
@@ -110,6 +141,41 @@ def signature_of(model: ir.Model) -> Signature:
         inputs=[_spec_of(value) for value in model.graph.inputs],
         outputs=[_spec_of(value) for value in model.graph.outputs],
     )
+
+
+def _inputs_in(argument: Argument) -> Sequence[GraphInput]:
+    return [argument] if isinstance(argument, GraphInput) else argument
+
+
+def _mapped(function: Callable[[GraphInput], Any], argument: Argument) -> Any:
+    """The argument in its own form, with `function` of each of its inputs."""
+    if isinstance(argument, GraphInput):
+        return function(argument)
+    return [function(each) for each in argument]
+
+
+def _check_axes(module: torch.nn.Module, model: ir.Model, inputs: Sequence[GraphInput]) -> None:
+    """The exporter may drop an input, or fix an axis to the example's size without a word."""
+    given = {str(value.name): value for value in model.graph.inputs}
+    for each in inputs:
+        if each.name not in given:
+            raise _cannot_export(module, f"the graph does not depend on {each.name}", _UNUSED)
+        shape = given[each.name].shape
+        for index, axis in each.axes.items():
+            if shape is None or str(shape[index]) != axis.name:
+                size = "any" if shape is None else shape[index]
+                raise _cannot_export(module, f"{axis.name} of {each.name} becomes {size}", _FIXED)
+
+
+def _with_sums_named(model: ir.Model, sums: Mapping[str, tuple[str, str]]) -> ir.Model:
+    """Call a size `past + sequence`, in whichever order it is written, `total`."""
+    names = {f"{one} + {other}": name for name, (one, other) in sums.items()}
+    names |= {f"{other} + {one}": name for name, (one, other) in sums.items()}
+    for value in _values_of(model) if sums else ():
+        if value.shape is not None:
+            sizes = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+            value.shape = ir.Shape([names.get(str(size), size) for size in sizes])
+    return model
 
 
 def _spec_of(value: ir.Value) -> TensorSpec:
@@ -163,7 +229,7 @@ def _module_path(scopes: str) -> str:
 
 def _values_of(model: ir.Model) -> Iterator[ir.Value]:
     yield from model.graph.inputs
-    yield from model.graph.initializers.values()
+    yield from list(model.graph.initializers.values())  # those who read may rename them
     for node in model.graph.all_nodes():
         yield from node.outputs
 
@@ -172,15 +238,19 @@ def _export_failed(module: torch.nn.Module, error: Exception) -> BadCheckpoint:
     causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
-    reason = first_line(causes[-1])
+    return _cannot_export(module, first_line(causes[-1]), _DATA, error)
+
+
+def _cannot_export(
+    module: torch.nn.Module, reason: str, fix: str, error: Exception | None = None
+) -> BadCheckpoint:
     name = type(getattr(module, "model", module)).__name__
-    found = offending_line(error)
+    found = offending_line(error) if error is not None else None
     at = f", at `{found.text}` in {found.function}" if found is not None else ""
     return BadCheckpoint(
         f"torch.onnx cannot export {name}{at}: {reason}",
         where=f"{found.file}:{found.line}" if found is not None else "",
-        fix="Its forward must not depend on data: torch.where chooses between values without "
-        "looking at them. Run with --debug for the exporter's report",
+        fix=fix,
     )
 
 

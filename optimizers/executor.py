@@ -99,7 +99,11 @@ def _taken_out(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
     weights = {}
     for name, value in model.graph.initializers.items():
         array = constant(value)
-        if array is None or array.nbytes < _LARGE or array.dtype.kind not in "fiu":
+        if array is None:
+            continue
+        if array.nbytes < _LARGE or array.dtype.kind not in "fiu":
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.Tensor(array, name=name)
             continue
         array = np.ascontiguousarray(array)
         weights[name] = array

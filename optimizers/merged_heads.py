@@ -8,6 +8,8 @@ operation that does not care, until it meets the `Reshape` that splits them agai
     Transpose<0,2,1>(merge(a))        →  merge(Transpose<0,1,3,2>(a))
     Softmax<-1>(merge(a))             →  merge(Softmax<-1>(a))
     Mul(merge(a), scalar), Div(…)     →  merge(Mul(a, scalar))
+    Add(merge(a), merge(b))           →  merge(Add(a, b))
+    Add(merge(a), c)                  →  merge(Add(a, split(c)))   if c has the merged axis too
     split(merge(a))                   →  a                         if it has a's shape
 
 Fires where the shapes are known and the last two axes stay as they are, so that each element
@@ -101,6 +103,38 @@ def _scale(model: ir.Model, node: ir.Node) -> bool:
     return False
 
 
+def _add(model: ir.Model, node: ir.Node) -> bool:
+    """A bias of its own for each row and head (ALiBi) is split as the scores are."""
+    for index in (0, 1):
+        a, other = _merged(node.inputs[index]), node.inputs[1 - index]
+        if a is None or other is None:
+            continue
+        b = _merged(other)
+        heads, bias = known_shape(a) or (), known_shape(b if b is not None else other) or ()
+        if b is not None and bias[:2] == heads[:2]:
+            added = ir.node("Add", [a, b])
+        elif b is None and len(bias) == 3 and bias[0] == (known_shape(node.inputs[index]) or ())[0]:
+            added = ir.node("Add", [a, _split_like(a, other, node)])
+        else:
+            continue
+        return _replace(model, node, added, heads)
+    return False
+
+
+def _split_like(a: ir.Value, other: ir.Value, before: ir.Node) -> ir.Value:
+    """`other` `[batch·heads, x, y]` as `[batch, heads, x, y]`, with the leading axes of `a`."""
+    leading = ir.node("Shape", [a], {"start": 0, "end": 2})
+    rest = ir.node("Shape", [other], {"start": 1})
+    target = ir.node("Concat", [leading.outputs[0], rest.outputs[0]], {"axis": 0})
+    split = ir.node("Reshape", [other, target.outputs[0]])
+    assert a.shape is not None
+    assert other.shape is not None
+    split.outputs[0].type = other.type
+    split.outputs[0].shape = ir.Shape([*list(a.shape)[:2], *list(other.shape)[1:]])
+    insert_before(before, [leading, rest, target, split])
+    return split.outputs[0]
+
+
 def _split(model: ir.Model, node: ir.Node) -> bool:
     a = _merged(node.inputs[0])
     if a is None or known_shape(a) != known_shape(node.outputs[0]):
@@ -115,6 +149,7 @@ _RULES: dict[str, Callable[[ir.Model, ir.Node], bool]] = {
     "Softmax": _softmax,
     "Mul": _scale,
     "Div": _scale,
+    "Add": _add,
     "Reshape": _split,
 }
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from tfc.errors import first_line
+from tfc.manifest import PAST, SEQUENCE, TOTAL
 from tfc.optimizers.executor import outputs_of
 from tfc.optimizers.graph import constant, is_op, known_shape
 
@@ -32,8 +33,24 @@ def dynamic_axes(model: ir.Model) -> list[str]:
 
 
 def sizes_of_probe(axes: list[str], number: int) -> dict[str, int]:
-    """Distinct sizes for the axes, others in every probe."""
-    return {axis: _PRIMES[(number + 2 * i) % len(_PRIMES)] for i, axis in enumerate(axes)}
+    """Distinct sizes for the axes, others in every probe; sums of others are their sums."""
+    sizes = {axis: _PRIMES[(number + 2 * i) % len(_PRIMES)] for i, axis in enumerate(axes)}
+    return with_sums(sizes)
+
+
+def with_sums(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The same sizes, with those axes corrected that are the sum of two others.
+
+    The mask of a decoder spans what was read before and what is new: `total` in our own graphs;
+    other exporters write the sum into the name, `past_sequence_length + sequence_length`.
+    """
+    found = dict(sizes)
+    for axis in sizes:
+        parts = (PAST, SEQUENCE) if axis == TOTAL else tuple(p.strip() for p in axis.split("+"))
+        known = [int(p) if p.isdigit() else sizes.get(p) for p in parts]
+        if len(parts) > 1 and None not in known:
+            found[axis] = sum(size for size in known if size is not None)
+    return found
 
 
 def feed_of_sizes(model: ir.Model, sizes: Mapping[str, int], seed: int) -> Feed:
@@ -60,7 +77,7 @@ def ledger_feeds(model: ir.Model) -> list[Feed]:
         for keep in _paddings(full[name].shape):
             feeds.append({**full, name: keep.astype(full[name].dtype)})
     if axes:
-        single = dict.fromkeys(axes[:1], 1) | {axis: sizes[axis] for axis in axes[1:]}
+        single = with_sums(dict.fromkeys(axes[:1], 1) | {a: sizes[a] for a in axes[1:]})
         if not _why_not_run(model, single):
             feeds.append(feed_of_sizes(model, single, seed=2))
     return feeds
@@ -70,7 +87,7 @@ def _runnable_sizes(model: ir.Model, axes: list[str]) -> dict[str, int]:
     tried = ((_BATCH, _SEQUENCE), *itertools.product((2, 1, 4, 8), (7, 8, 16, 128)))
     reason = ""
     for pair in tried:
-        sizes = dict(zip(axes, (*pair, *_PRIMES[3:]), strict=False))
+        sizes = with_sums(dict(zip(axes, (*pair, *_PRIMES[3:]), strict=False)))
         reason = _why_not_run(model, sizes)
         if not reason:
             return sizes

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,11 @@ Progress = Callable[[int, int], None]
 class TextSession(Protocol):
     """What a job needs of a session."""
 
-    def outcomes(self, items: Iterator[object]) -> Iterator[Outcome]:
+    @property
+    def columns(self) -> Columns:
+        """The fields that hold an item, where the caller names none."""
+
+    def outcomes(self, items: Iterator[object], **options: Any) -> Iterator[Outcome]:
         """One outcome per item, in order."""
 
 
@@ -63,10 +67,11 @@ def run_job(
     input: Path,
     output: Path,
     *,
-    text_column: str = "text",
+    text_column: str | None = None,
     pair_column: str | None = None,
     on_progress: Progress | None = None,
     limit: int | None = None,
+    **options: object,
 ) -> JobSummary:
     """Predict every row of the JSON lines in `input`; write `output` when all of them are done.
 
@@ -77,15 +82,19 @@ def run_job(
         session: a loaded `Session`.
         input: the file to read, UTF-8.
         output: the file to write; its folder is made where it is missing.
-        text_column: the field that holds the text.
-        pair_column: the field that holds the second text, for models that take pairs.
+        text_column: the field that holds the text; left out ``text``, or the task's own: for
+            question-answering ``question``.
+        pair_column: the field that holds the second text, for models that take pairs; left out
+            none, or the task's own: for question-answering ``context``.
         on_progress: called with (bytes of the input done, bytes of it in all), a few times a
             second and at the end.
         limit: read this many rows at most.
+        options: what the task lets a call choose, as in `Session.predict`.
 
     Raises:
         BadData: the input is missing, unreadable or empty, or not one of its rows can be used.
-        UsageError: the output would overwrite the input, is a folder, or `limit` is below 1.
+        UsageError: the output would overwrite the input, is a folder, `limit` is below 1,
+            or an option is not the task's.
         NoSpace: the disk is full.
     """
     if limit is not None and limit < 1:
@@ -95,10 +104,12 @@ def run_job(
     _check_paths(input, output, errors)
     with open_input(input) as source, staged_outputs(output, errors) as (good, bad):
         progress = _Throttled(on_progress, input.stat().st_size)
-        columns = Columns(text_column, pair_column)
+        own = session.columns
+        folder = input.parent if own.folder is not None else None
+        columns = Columns(text_column or own.text, pair_column or own.pair, folder)
         rows = rows_of_lines(input_lines(source, input, limit), columns)
         counts = _Counts()
-        for row, outcome in _joined(session, rows):
+        for row, outcome in _joined(session, rows, options):
             counts.add(outcome)
             _write(row, outcome, good.write, bad)
             progress.report(row.end)
@@ -143,7 +154,9 @@ def _check_paths(input: Path, output: Path, errors: Path) -> None:
         )
 
 
-def _joined(session: TextSession, rows: Iterator[Row]) -> Iterator[tuple[Row, Outcome]]:
+def _joined(
+    session: TextSession, rows: Iterator[Row], options: Mapping[str, object]
+) -> Iterator[tuple[Row, Outcome]]:
     """Each row with its outcome; `waiting` holds no more rows than the session reads ahead."""
     waiting: deque[Row] = deque()
 
@@ -152,7 +165,7 @@ def _joined(session: TextSession, rows: Iterator[Row]) -> Iterator[tuple[Row, Ou
             waiting.append(row)
             yield row.item
 
-    for outcome in session.outcomes(items()):
+    for outcome in session.outcomes(items(), **options):
         yield waiting.popleft(), outcome
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tfc.errors import BadData
@@ -12,10 +13,14 @@ from tfc.errors import BadData
 
 @dataclass(frozen=True)
 class Columns:
-    """The fields of a row that hold its text, and its second text for pairs."""
+    """The fields of a row that hold its text, and its second text for pairs.
+
+    With `folder` the text names a file: a path, from that folder on where it is not absolute.
+    """
 
     text: str
     pair: str | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ def _fields(raw: bytes) -> dict[str, Any]:
 
 def _item(fields: dict[str, Any], columns: Columns) -> str | tuple[str, str]:
     text = _text(fields, columns.text)
+    if columns.folder is not None:
+        return str(columns.folder / text)
     return text if columns.pair is None else (text, _text(fields, columns.pair))
 
 

@@ -16,15 +16,17 @@ import numpy.typing as npt
 from tfc.artifact import Artifact
 from tfc.errors import BadInput, UsageError
 from tfc.manifest import Manifest
+from tfc.runtime.assembly import Assembly, assembly_of, takes_tensors_only
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.batching import CPU, Limits, default_plan
 from tfc.runtime.cores import usable_cores
 from tfc.runtime.engine import close_all, runners_from_engine
-from tfc.runtime.postprocess import Prediction, needs_offsets
 from tfc.runtime.predictor import Outcome, Predictor
+from tfc.runtime.rows import Columns
 from tfc.runtime.selection import Choice, choose_engine
+from tfc.runtime.tasks.base import Item, Prediction
 from tfc.runtime.tensors import check_tensors, profile_of
-from tfc.runtime.tokenization import Text, TextEncoder, checked_text
+from tfc.runtime.tokenization import Text
 
 # On a GPU batches run one after the other; a second one is padded, or read out, meanwhile.
 GPU_STREAMS = 2
@@ -46,7 +48,7 @@ class Session:
         manifest: Manifest,
         choice: Choice,
         runners: dict[str, Runner],
-        encoder: TextEncoder | None,
+        assembly: Assembly | None,
         streams: int = 1,
     ) -> None:
         self.task = manifest.task
@@ -56,11 +58,8 @@ class Session:
         self.hardware = choice.hardware
         self._profile = profile_of(choice.engine)
         self._runners: dict[str, Runner] | None = runners
-        self._predictor = (
-            Predictor(self.task, self.signature, self._profile, encoder, streams)
-            if encoder
-            else None
-        )
+        self._assembly = assembly
+        self._streams = streams
 
     @classmethod
     def load(
@@ -84,33 +83,52 @@ class Session:
             raise UsageError(f"{threads} threads are not possible", fix="Give 1 or more")
         artifact = Artifact.open(path)
         choice = choose_engine(artifact, engine)
-        encoder = _encoder_of(artifact)
+        assembly = assembly_of(artifact, choice.engine)
         runners = runners_from_engine(artifact, choice.engine, threads)
         streams = GPU_STREAMS if choice.hardware != CPU else threads or usable_cores()
-        return cls(artifact.manifest, choice, runners, encoder, streams)
+        return cls(artifact.manifest, choice, runners, assembly, streams)
 
-    def predict(self, texts: Sequence[Text], batch_size: int | None = None) -> list[Prediction]:
-        """One prediction per text, in their order (`tfc.runtime.postprocess` lists the keys).
+    @property
+    def options(self) -> type:
+        """The dataclass of what a call may choose: its fields are the names, with their defaults.
+
+        Raises:
+            UsageError: the model takes tensors only.
+        """
+        return self._parts.options
+
+    @property
+    def columns(self) -> Columns:
+        """The fields that a job reads, where none are named."""
+        return self._parts.columns
+
+    def predict(
+        self, texts: Sequence[Text], batch_size: int | None = None, **options: Any
+    ) -> list[Prediction]:
+        """One prediction per text, in their order (`tfc.runtime.tasks` lists the keys).
 
         Texts are cut at the artifact's `max_length`, and run in batches of similar length.
 
         Args:
             texts: texts, or tuples of two texts.
-            batch_size: the most texts to run at once; left out, what is fast on this hardware.
+            batch_size: the most rows to run at once; left out, what is fast on this hardware.
+            options: what the task lets a call choose (`tfc.runtime.tasks` says where to read it).
 
         Raises:
             BadInput: an item is not a text, or is longer than the engine was built for; the
                 message names its index.
             CheckFailed: the engine gives values that are not finite numbers.
+            UsageError: the task has no such option, or the option no such value.
         """
         if isinstance(texts, str):
             raise BadInput(
                 "predict takes a list of texts, not one text", fix="Call predict([text])"
             )
         items = list(texts)
+        task = self._parts.task(options)
         for index, item in enumerate(items):
-            checked_text(item, f"item {index}")
-        return list(self.map(items, batch_size=batch_size))
+            task.check(Item(item, f"item {index}"))
+        return list(self.map(items, batch_size=batch_size, **options))
 
     def map(
         self,
@@ -118,6 +136,7 @@ class Session:
         *,
         window: int | None = None,
         batch_size: int | None = None,
+        **options: Any,
     ) -> Iterator[Prediction]:
         """Predictions of a stream of texts, in its order, holding few of them in memory.
 
@@ -126,13 +145,15 @@ class Session:
             window: how many texts to sort by length together; the next window is read before
                 the results of one are given.
             batch_size: as in `predict`.
+            options: as in `predict`.
 
         Raises:
             BadInput, CheckFailed: as in `predict`, when the item's turn comes.
+            UsageError: as in `predict`, at once.
         """
         if isinstance(texts, str):
             raise BadInput("map takes an iterable of texts", fix="Call map([text])")
-        return _predictions(self.outcomes(texts, window=window, batch_size=batch_size))
+        return _predictions(self.outcomes(texts, window=window, batch_size=batch_size, **options))
 
     def outcomes(
         self,
@@ -140,18 +161,21 @@ class Session:
         *,
         window: int | None = None,
         batch_size: int | None = None,
+        **options: Any,
     ) -> Iterator[Outcome]:
         """Like `map`, but an item that cannot be predicted gives an outcome with its error.
 
         An item that is a `TfcError` already is handed through, so that the caller's own bad rows
         keep their place.
         """
-        if self._predictor is None:
-            raise UsageError("this model takes tensors, not text", fix="Call Session.run")
+        parts = self._parts
+        task = parts.task(options)
+        runner = parts.batch_runner(self._loaded(), options)
         plan = default_plan(self.hardware)
         limits = plan.limits if batch_size is None else Limits(batch_size)
         size = plan.window if window is None else window
-        return self._predictor.outcomes(self._loaded(), items, size, limits)
+        predictor = Predictor(parts.feeder, self._streams)
+        return predictor.outcomes(task, runner, items, size, limits)
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run one batch of tensors: arrays by input name → arrays by output name.
@@ -159,7 +183,7 @@ class Session:
         Raises:
             BadInput: a name, type or shape does not fit the signature or the engine's profile.
         """
-        runner = self._loaded()
+        runner = next(iter(self._loaded().values()))
         check_tensors(self.signature, self._profile, inputs)
         return runner.run(inputs)
 
@@ -179,22 +203,16 @@ class Session:
     ) -> None:
         self.close()
 
-    def _loaded(self) -> Runner:
+    @property
+    def _parts(self) -> Assembly:
+        if self._assembly is None:
+            raise takes_tensors_only(self.task.name)
+        return self._assembly
+
+    def _loaded(self) -> dict[str, Runner]:
         if self._runners is None:
             raise UsageError("this session was closed", fix="Load it again with Session.load")
-        return next(iter(self._runners.values()))
-
-
-def _encoder_of(artifact: Artifact) -> TextEncoder | None:
-    manifest = artifact.manifest
-    if manifest.preprocess is None:
-        return None
-    return TextEncoder(
-        artifact.file(manifest.preprocess.tokenizer),
-        manifest.preprocess,
-        [spec.name for spec in manifest.signature.inputs],
-        offsets=needs_offsets(manifest.task),
-    )
+        return self._runners
 
 
 def _predictions(outcomes: Iterator[Outcome]) -> Iterator[Prediction]:

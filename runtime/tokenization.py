@@ -6,7 +6,9 @@ is a separate step, so that texts can be sorted by length between the two.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 from tfc.errors import BadArtifact, BadInput, UsageError
 from tfc.manifest import Preprocess
+from tfc.runtime.pieces import Tokens
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -25,7 +28,7 @@ Ints = npt.NDArray[np.int64]
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
 TOKEN_TYPE_IDS = "token_type_ids"
-_KNOWN_INPUTS = frozenset({INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS})
+TOKENIZER_INPUTS = (INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS)
 _SIDES = ("left", "right")
 
 
@@ -68,7 +71,10 @@ class TextEncoder:
         path: the `tokenizer.json`.
         preprocess: the length limit, and how to pad.
         input_names: the graph's inputs, which `pad` is to give.
-        offsets: whether `encode` is to keep character offsets (it is faster without).
+        offsets: whether encodings are to keep character offsets (it is faster without).
+
+    Attributes:
+        direction: the side that texts are cut from: ``right`` or ``left``.
 
     Raises:
         BadArtifact: the file is not a tokenizer, or does not fit `preprocess` or the inputs.
@@ -83,13 +89,12 @@ class TextEncoder:
         offsets: bool = False,
     ) -> None:
         self.preprocess = preprocess
+        self._path = path
         self._input_names = tuple(input_names)
         _check_inputs(self._input_names, path)
         self._tokenizer = _tokenizer_from_file(path)
-        _limit_length(self._tokenizer, preprocess, path)
-        # `encode_batch_fast` gives the same ids and leaves the offsets zero.
-        tokenizer = self._tokenizer
-        self._encode_batch = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+        self.direction = _limit_length(self._tokenizer, preprocess, path)
+        self._offsets = offsets
 
     def encode(self, texts: Sequence[Text]) -> list[Encoding]:
         """Token ids of each text: special tokens added, cut to `max_length`, not padded.
@@ -97,9 +102,50 @@ class TextEncoder:
         A pair that is too long loses tokens from its longer text first. An empty text is its
         special tokens only.
         """
-        return list(self._encode_batch(list(texts)))
+        return self._encoded(self._tokenizer, texts)
 
-    def pad(self, encodings: Sequence[Encoding], width: int | None = None) -> dict[str, Ints]:
+    def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
+        """All tokens of each text, however many, without special tokens: what `join` takes."""
+        return self._encoded(self._whole, texts, add_special_tokens=False)
+
+    def join(self, first: Encoding, second: Encoding | None = None) -> Encoding:
+        """A row of what `tokenize` gave: a text, or a pair, and the special tokens around.
+
+        It is to have no more than `max_length` tokens: cut what is longer before.
+        """
+        return self._tokenizer.post_process(first, second)
+
+    def special_tokens(self, *, pair: bool) -> int:
+        """How many tokens `join` adds."""
+        return self._tokenizer.num_special_tokens_to_add(is_pair=pair)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token of the vocabulary; None where there is no such token."""
+        return self._tokenizer.token_to_id(token)
+
+    def token(self, id: int) -> str:
+        """The token of an id."""
+        return self._tokenizer.id_to_token(id) or ""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of tokens."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    @cached_property
+    def subword_prefix(self) -> str:
+        """What tokens that go on with a word begin with (``##``); empty where none do."""
+        return getattr(self._tokenizer.model, "continuing_subword_prefix", None) or ""
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token that stands for text outside the vocabulary."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        if model.get("unk_token") is not None:
+            return self._tokenizer.token_to_id(model["unk_token"])
+        unknown: int | None = model.get("unk_id")
+        return unknown
+
+    def pad(self, encodings: Sequence[Tokens], width: int | None = None) -> dict[str, Ints]:
         """The graph's inputs: int64 arrays `[batch, seq]` by name, padded to the longest.
 
         Args:
@@ -129,12 +175,31 @@ class TextEncoder:
             return slice(width - length, width)
         return slice(0, length)
 
+    @cached_property
+    def _whole(self) -> Tokenizer:
+        """The tokenizer that cuts nothing; made when it is first needed, it takes memory.
+
+        Its post-processor is left to `join`: run twice it would trim the spaces of offsets twice.
+        """
+        tokenizer = _tokenizer_from_file(self._path)
+        tokenizer.post_processor = None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    def _encoded(
+        self, tokenizer: Tokenizer, texts: Sequence[Text], add_special_tokens: bool = True
+    ) -> list[Encoding]:
+        # `encode_batch_fast` gives the same ids and leaves the offsets zero.
+        encode = tokenizer.encode_batch if self._offsets else tokenizer.encode_batch_fast
+        return list(encode(list(texts), add_special_tokens=add_special_tokens))
+
     def _pad_value(self, name: str) -> int:
         pads = {INPUT_IDS: self.preprocess.pad_id, TOKEN_TYPE_IDS: self.preprocess.pad_type_id}
         return pads.get(name, 0)
 
 
-def _values(encoding: Encoding, name: str) -> list[int]:
+def _values(encoding: Tokens, name: str) -> list[int]:
     if name == INPUT_IDS:
         return encoding.ids
     if name == TOKEN_TYPE_IDS:
@@ -143,7 +208,7 @@ def _values(encoding: Encoding, name: str) -> list[int]:
 
 
 def _check_inputs(names: tuple[str, ...], path: Path) -> None:
-    unknown = sorted(set(names) - _KNOWN_INPUTS)
+    unknown = sorted(set(names) - frozenset(TOKENIZER_INPUTS))
     if not unknown and INPUT_IDS in names:
         return
     what = f"an input '{unknown[0]}'" if unknown else f"no input '{INPUT_IDS}'"
@@ -167,8 +232,11 @@ def _tokenizer_from_file(path: Path) -> Tokenizer:
         ) from error
 
 
-def _limit_length(tokenizer: Tokenizer, preprocess: Preprocess, path: Path) -> None:
-    """Cut at `max_length` and never pad, whatever the file says; keep the side it cuts from."""
+def _limit_length(tokenizer: Tokenizer, preprocess: Preprocess, path: Path) -> str:
+    """Cut at `max_length` and never pad, whatever the file says; keep the side it cuts from.
+
+    Returns that side.
+    """
     special = tokenizer.num_special_tokens_to_add(is_pair=True)
     if preprocess.max_length <= special or preprocess.padding_side not in _SIDES:
         raise BadArtifact(
@@ -178,9 +246,9 @@ def _limit_length(tokenizer: Tokenizer, preprocess: Preprocess, path: Path) -> N
             fix="Export the checkpoint again with: tfc export --overwrite",
         )
     saved: dict[str, Any] = tokenizer.truncation or {}
+    direction = str(saved.get("direction", "right")).lower()
     tokenizer.enable_truncation(
-        preprocess.max_length,
-        strategy="longest_first",
-        direction=saved.get("direction", "right"),
+        preprocess.max_length, strategy="longest_first", direction=direction
     )
     tokenizer.no_padding()
+    return direction

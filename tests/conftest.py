@@ -24,13 +24,13 @@ from tfc.manifest import (
     Task,
     TensorSpec,
     Verdict,
-    manifest_to_json,
 )
+from tfc.manifest_json import manifest_to_json
 
 FILES = {
     "model.onnx": b"a model " * 1000,
     "tokenizer/tokenizer.json": b"{}",
-    "optimized/onnxruntime.onnx": b"a fused model",
+    "optimized/onnxruntime/model.onnx": b"a fused model",
     "engines/onnxruntime-fp32/model.onnx": b"an engine",
     "reports/verify.json": b"{}",
 }

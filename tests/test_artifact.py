@@ -16,7 +16,8 @@ import tfc.artifact
 from tfc.artifact import MANIFEST, Artifact
 from tfc.errors import BadArtifact, EnvironmentProblem, NoSpace
 from tfc.files import staged_folder, write_atomically
-from tfc.manifest import FileRecord, Step, manifest_from_json, manifest_to_json
+from tfc.manifest import FileRecord, Step
+from tfc.manifest_json import manifest_from_json, manifest_to_json
 
 MODEL = "model.onnx"
 

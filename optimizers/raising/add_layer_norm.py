@@ -14,10 +14,9 @@ graph runs wherever standard ONNX runs, and nothing about the numbers changes.
 
 Fires when:
 1. the norm is over the last axis, and its input is an `Add`;
-2. both operands have the same known shape (a broadcast operand is a bias or a position table,
-   and no fused kernel takes it);
-3. at least one operand is more than a sum of embedding rows: what normalises the embeddings is
-   not a residual connection.
+2. both operands have the same known shape (no fused kernel takes another one);
+3. at least one operand is more than a sum of embedding rows, and neither is the same for all rows
+   of the batch: positions added to embeddings are not a residual connection, and no site.
 
 The sum may have other readers (pre-LN models keep it as the residual stream): they read the
 second output.
@@ -74,6 +73,8 @@ class AddLayerNorm:
             return None
         if _is_embedding(first) and _is_embedding(second):
             return None
+        if _is_shared(first, second) or _is_shared(second, first):
+            return None
         axis = attribute(node, "axis", -1)
         rank = None if summed is None or summed.shape is None else len(summed.shape)
         if axis != -1 and axis + 1 != rank:
@@ -104,6 +105,15 @@ class AddLayerNorm:
 
 def _is_bias(value: ir.Value) -> bool:
     return constant(value) is not None
+
+
+def _is_shared(value: ir.Value, other: ir.Value) -> bool:
+    """Whether the rows of `other` all get the same values: positions, not a residual."""
+    if value.shape is None or other.shape is None:
+        return False
+    if len(value.shape) < len(other.shape):
+        return True
+    return len(value.shape) > 1 and value.shape[0] == 1 and other.shape[0] != 1
 
 
 def _is_embedding(value: ir.Value) -> bool:

@@ -22,7 +22,7 @@ Fires when:
 2. scaling is by constants, and nothing is added before the last scaling (a scaled mask would be
    another mask);
 3. a fill value is low enough to vanish in the softmax (`-1e4` or below);
-4. k is transposed in its last two axes only.
+4. k is transposed in its last two axes, wherever its tokens stood before.
 
 Safe because `Attention` is defined as exactly this product, softmax and product; a condition
 that is not met leaves the nodes as they are.
@@ -55,9 +55,12 @@ ATTENTION_OPSET = 23
 _VANISHES = -1e4
 # Scale, bias, mask, fill: no exporter writes more than a few operations there.
 _MAX_CHAIN = 8
-_SWAP_LAST_TWO = (0, 1, 3, 2)
-_FROM_BSND = (0, 2, 3, 1)
-_SWAP_OF_THREE = (0, 2, 1)
+# How keys become the second operand of the scores: from heads before tokens, or from tokens before
+# heads (of rank 3: before the batch), which a second transpose of the keys makes up for.
+_KEY_PERMS: dict[int, tuple[tuple[tuple[int, ...], tuple[int, ...] | None], ...]] = {
+    4: (((0, 1, 3, 2), None), ((0, 2, 3, 1), (0, 2, 1, 3))),
+    3: (((0, 2, 1), None), ((1, 2, 0), (1, 0, 2))),
+}
 _HEAD_AXIS = 1
 
 
@@ -79,7 +82,7 @@ class Match:
     q: ir.Value
     k: ir.Value
     v: ir.Value
-    k_is_bsnd: bool
+    k_perm: tuple[int, ...] | None
     rank: int
     scale: float
     added: tuple[ir.Value, ...] = ()
@@ -132,18 +135,18 @@ class Attention:
         key = _key(k_t, rank)
         if key is None:
             return refusal(KIND, node, "the second operand of the scores is not a transposed key")
-        k, k_is_bsnd = key
+        k, k_perm = key
         v = output.inputs[1]
         assert v is not None
         scale = scores.scale * q_scale * k_scale
-        return Match(node, output, q, k, v, k_is_bsnd, rank, scale, scores.added, scores.masked)
+        return Match(node, output, q, k, v, k_perm, rank, scale, scores.added, scores.masked)
 
     def rewrite(self, model: ir.Model, match: Match) -> None:
         """Put `Attention` in place of the second product."""
         new: list[ir.Node] = []
         k = match.k
-        if match.k_is_bsnd:
-            new.append(ir.node("Transpose", [k], {"perm": [0, 2, 1, 3]}))
+        if match.k_perm is not None:
+            new.append(ir.node("Transpose", [k], {"perm": list(match.k_perm)}))
             copy_type(match.v, new[-1].outputs[0])
             k = new[-1].outputs[0]
         mask = _mask(model, match, new)
@@ -173,15 +176,12 @@ def _with_head_axis(model: ir.Model, value: ir.Value, new: list[ir.Node]) -> ir.
     return _append(new, ir.node("Unsqueeze", [value, axis]))
 
 
-def _key(transposed: ir.Value, rank: int) -> tuple[ir.Value, bool] | None:
-    """What was transposed to give this value, and whether it is `[batch, seq, heads, dim]`."""
-    perms = ((False, _SWAP_LAST_TWO), (True, _FROM_BSND)) if rank == 4 else (
-        (False, _SWAP_OF_THREE),
-    )  # fmt: skip
+def _key(transposed: ir.Value, rank: int) -> tuple[ir.Value, tuple[int, ...] | None] | None:
+    """What was transposed to give this value, and the transpose that puts its heads first."""
     for source in layout_sources(transposed):
-        for is_bsnd, perm in perms:
+        for perm, heads_first in _KEY_PERMS[rank]:
             if is_permutation(source, transposed, perm):
-                return source, is_bsnd
+                return source, heads_first
     return None
 
 

@@ -35,6 +35,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from tfc.errors import first_line
 from tfc.optimizers.executor import outputs_of
 from tfc.optimizers.graph import (
     add_constant,
@@ -96,7 +97,10 @@ def _why_not_key_padding(model: ir.Model, mask: ir.Value, source: ir.Value) -> s
         return "the mask is computed from more than masks and shapes"
     graph = _cut_out(model, mask)
     for number, feed in enumerate(_probes(graph, nodes, str(source.name))):
-        (outputs,) = outputs_of(graph, [feed])
+        try:
+            (outputs,) = outputs_of(graph, [feed])
+        except Exception as error:  # ONNX Runtime's errors have no common root
+            return f"its sub-graph does not run on masks alone: {first_line(error)}"
         (got,) = outputs.values()
         reason = _mismatch(got, feed[str(source.name)])
         if reason:

@@ -60,7 +60,7 @@ class OnnxRuntimeBackend:
         """Check that the ONNX file `model` loads and runs here; `engine` is then that file.
 
         One batch of the profile's smallest sizes is run, from the place where the engine will
-        be, so that a graph that keeps its weights in a second file is refused too.
+        be, so that a graph whose weights are not beside it is refused too.
 
         Raises:
             BadArtifact: the file is not a whole ONNX graph.

@@ -41,10 +41,18 @@ class Refusal:
     operators: frozenset[str] = frozenset()
 
 
+_NO_ATTENTION_KERNEL = "Attention operation was not supported by a dedicated kernel"
+
+
+def lacks_attention_kernel(error: str) -> bool:
+    """Whether this is what TensorRT says of an attention that it has no fused kernel for."""
+    return _NO_ATTENTION_KERNEL in error
+
+
 # First match wins.
 BUILD_REFUSALS = (
     Refusal(
-        "Attention operation was not supported by a dedicated kernel",
+        _NO_ATTENTION_KERNEL,
         "has no fused kernel for an Attention of this graph",
         ContractNotReached,
         "Fused attention takes fp16 or bf16 (tfc build-engine --fp16), and head sizes of 16 to 256"

@@ -1,9 +1,9 @@
 """An ONNX file → a TensorRT plan: parse, set the shapes, build, and list what was compiled.
 
 The variables that hold TensorRT's objects have fixed names, here and in the runner (`builder`,
-`network`, `parser`, `parser_error`, `config`, `shapes`, `tensor`, `memory`, `runtime`, `engine`,
-`context`, `inspector`): a test follows them to check every member that is used against the API of
-each TensorRT version.
+`network`, `parser`, `parser_error`, `config`, `shapes`, `tensor`, `layer`, `boundary`,
+`attention`, `memory`, `runtime`, `engine`, `context`, `inspector`): a test follows them to check
+every member that is used against the API of each TensorRT version.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tfc.runtime.backends.tensorrt_errors import (
     build_refusal,
     collecting_logger,
     first_error,
+    lacks_attention_kernel,
     messages_of,
     parser_refusal,
 )
@@ -28,6 +29,12 @@ from tfc.runtime.backends.tensorrt_flavors import Flavor
 from tfc.runtime.gpu import Gpu
 
 _NO_PROFILE = -1  # what add_optimization_profile returns for a profile that it does not take
+
+
+_DECOMPOSED = (
+    "TensorRT has no fused kernel for an attention of these types and sizes: it is computed from "
+    "its products (fused attention takes fp16, and head sizes of 16 to 256 that are multiples of 8)"
+)
 
 
 @dataclass(frozen=True)
@@ -45,28 +52,70 @@ def plan_from_onnx(
 ) -> Plan:
     """Build the ONNX file `model` for the shapes of `profile`.
 
+    Where TensorRT has no fused kernel for an attention (in fp32, or for its sizes), the graph is
+    built once more with leave to compute attention from its products, and a note says so.
+
     Raises:
         BadInput: TensorRT cannot read the file, or cannot build the graph.
-        ContractNotReached: an Attention has no fused kernel.
         BackendUnavailable: TensorRT cannot work on this machine.
         UsageError: the profile does not fit the graph.
     """
     trt = flavor.load()
-    logger = collecting_logger(trt)
-    builder = _builder(flavor, trt, logger)
-    network = builder.create_network(flavor.creation_flags(trt))
-    _parse(flavor, trt, network, logger, model)
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    _add_shapes(builder, config, network, inputs, profile, model)
-    hardware = flavor.target_hardware(trt, config, present)
-    memory = builder.build_serialized_network(network, config)
-    if memory is None:
+    build = _Build(flavor, trt, model, inputs, profile, present)
+    data, hardware, logger = build.run(decompose=False)
+    notes: tuple[str, ...] = ()
+    if data is None and lacks_attention_kernel(first_error(trt, logger)):
+        data, hardware, logger = build.run(decompose=True)
+        notes = (_DECOMPOSED,)
+    if data is None:
         raise build_refusal(flavor, first_error(trt, logger), model, messages_of(logger))
-    data = bytes(memory)
     kernels = _kernels(trt, logger, data, can_load=bool(present))
-    notes = () if kernels else ("the builder's log does not list the compiled kernels",)
+    if not kernels:
+        notes = (*notes, "the builder's log does not list the compiled kernels")
     return Plan(data, hardware, kernels, notes)
+
+
+@dataclass(frozen=True)
+class _Build:
+    """One graph and what it is built for."""
+
+    flavor: Flavor
+    trt: Any
+    model: Path
+    inputs: Inputs
+    profile: Profile
+    present: Sequence[Gpu]
+
+    def run(self, *, decompose: bool) -> tuple[bytes | None, str, Any]:
+        """The plan or None, what it was built for, and the logger with what was said."""
+        logger = collecting_logger(self.trt)
+        builder = _builder(self.flavor, self.trt, logger)
+        network = builder.create_network(self.flavor.creation_flags(self.trt))
+        _parse(self.flavor, self.trt, network, logger, self.model)
+        if decompose and hasattr(self.trt, "IAttention"):
+            _let_attention_be_decomposed(self.trt, network)
+        config = builder.create_builder_config()
+        config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
+        _add_shapes(builder, config, network, self.inputs, self.profile, self.model)
+        hardware = self.flavor.target_hardware(self.trt, config, self.present)
+        memory = builder.build_serialized_network(network, config)
+        return (None if memory is None else bytes(memory)), hardware, logger
+
+
+def _let_attention_be_decomposed(trt: Any, network: Any) -> None:
+    """Called where TensorRT has attention of its own (10.14 and later): others decompose it."""
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            boundary = _as(trt.IAttentionInputLayer, layer)
+            attention = boundary.attention
+            attention.decomposable = True
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """The bindings give every layer as an `ILayer`, and let it be taken as what it is."""
+    value.__class__ = kind
+    return value
 
 
 def _builder(flavor: Flavor, trt: Any, logger: Any) -> Any:

@@ -5,10 +5,10 @@ Layout (docs/artifact.md is the specification)::
     tfc.json                        the manifest, written last and atomically
     <graph>.onnx                    what export wrote: model.onnx, or encoder.onnx, decoder.onnx
     tokenizer/                      tokenizer.json and its configuration
-    samples.jsonl                   the texts on which export checked parity
+    samples.jsonl, samples/         the texts or images on which export checked parity
     samples.npz                     for a module: tensors, and what PyTorch gave for them
-    optimized/<target>.onnx         fused and lowered, fp32 (<target>.<graph>.onnx if several)
-    optimized/<target>.fp16.onnx    the same in another precision
+    optimized/<target>/             each graph, fused and lowered, fp32
+    optimized/<target>.fp16/        the same in another precision
     engines/<backend>-<precision>/  what a backend compiled
     reports/                        verify.json, bench.json
 
@@ -30,13 +30,14 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from tfc.errors import BadArtifact, EnvironmentProblem, disk_errors
-from tfc.files import sha256_of_file, sync
-from tfc.manifest import Engine, FileRecord, Manifest, Step, manifest_from_json, manifest_to_json
+from tfc.files import DATA_SUFFIX, sha256_of_file, sync
+from tfc.manifest import Engine, FileRecord, Manifest, Step
+from tfc.manifest_json import manifest_from_json, manifest_to_json
 
 MANIFEST = "tfc.json"
-ONNX = ".onnx"
 TOKENIZER = "tokenizer/tokenizer.json"
 SAMPLES = "samples.jsonl"
+SAMPLE_FILES = "samples"
 VERIFY_REPORT = "reports/verify.json"
 BENCH_REPORT = "reports/bench.json"
 
@@ -48,7 +49,7 @@ _STAGING = ".partial-"
 
 def graph_file(graph: str) -> str:
     """The name of the file that export writes for a graph."""
-    return f"{graph}{ONNX}"
+    return f"{graph}.onnx"
 
 
 class Artifact:
@@ -86,6 +87,8 @@ class Artifact:
     def file(self, name: str) -> Path:
         """The path of a file that the manifest names, after checking that it is intact.
 
+        The weights that a graph keeps in a file beside it are checked with it.
+
         Raises:
             BadArtifact: the manifest does not name it, it is missing, or its bytes changed.
         """
@@ -97,6 +100,8 @@ class Artifact:
                 where=str(self.path),
                 fix="Run the step that writes it again",
             )
+        if name + DATA_SUFFIX in self.manifest.files:
+            self.file(name + DATA_SUFFIX)
         if name in self._checked:
             return path
         try:
@@ -115,8 +120,10 @@ class Artifact:
 
     def engine_sha256(self, engine: Engine) -> str:
         """The identity of an engine: its file's hash, or the hash over those of its files."""
-        hashes = [self.sha256(engine.files[graph]) for graph in sorted(engine.files)]
-        if len(hashes) == 1 or not all(hashes):
+        named = engine.files.values()
+        files = sorted(f for n in named for f in (n, n + DATA_SUFFIX) if f in self.manifest.files)
+        hashes = [self.sha256(file) for file in files]
+        if len(hashes) == 1 or not set(named) <= set(files):
             return hashes[0] if hashes else ""
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 

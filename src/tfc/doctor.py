@@ -22,6 +22,7 @@ PURPOSES = {
     "tensorrt": "TensorRT engines, on a machine with an NVIDIA GPU",
     "rtx": "TensorRT-RTX engines; builds without a GPU",
     "openvino": "OpenVINO engines for CPUs",
+    "images": "vision models, which read image files with Pillow",
     "ray": "batch jobs on a Ray cluster",
 }
 _DEVELOPMENT = {"dev", "demo"}  # extras for work on tfc itself

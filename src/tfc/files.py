@@ -15,6 +15,8 @@ from typing import Any
 from tfc.errors import disk_errors
 
 _CHUNK = 1 << 20
+# What is added to the name of a graph for the weights that it keeps in a second file.
+DATA_SUFFIX = ".data"
 
 
 def sha256_of_file(path: Path) -> str:
@@ -112,9 +114,16 @@ def _replace_folder(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give `source` a second name, or copy it where the file system has no hard links."""
+    """Give `source` a second name, or copy it where the file system has no hard links.
+
+    The weights that a graph keeps beside it are copied along, since readers of ONNX refuse weights
+    with two names; the graph finds them by its own file's name, so that must stay the same.
+    """
+    weights = source.with_name(source.name + DATA_SUFFIX)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
+        if weights.exists():
+            shutil.copyfile(weights, target.with_name(target.name + DATA_SUFFIX))
         try:
             os.link(source, target)
         except OSError:

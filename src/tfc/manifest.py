@@ -1,18 +1,12 @@
-"""The manifest of an artifact (`tfc.json`): its schema as frozen dataclasses, read strictly.
+"""The manifest of an artifact (`tfc.json`): its schema as frozen dataclasses.
 
 The format is described in docs/artifact.md. Nothing here touches the disk.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import types
-import typing
 from dataclasses import dataclass, field
 from typing import Any
-
-from tfc.errors import BadArtifact
 
 SCHEMA_VERSION = 2
 # The names of graphs, and of their dynamic axes.
@@ -40,6 +34,23 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Speech:
+    """The tokens that tell a decoder what to write of a recording.
+
+    `languages` and `tasks` map names to tokens; `language` and `task` are the model's own choice,
+    empty where it is open. `forced` are the tokens after the first one that an old checkpoint
+    fixes, None where the language is open.
+    """
+
+    languages: dict[str, int] = field(default_factory=dict)
+    tasks: dict[str, int] = field(default_factory=dict)
+    language: str = ""
+    task: str = ""
+    no_timestamps: int | None = None
+    forced: list[int | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Task:
     """What the model does and how its outputs are read.
 
@@ -56,6 +67,7 @@ class Task:
     pooling: str = ""
     normalize: bool = False
     generation: dict[str, Any] = field(default_factory=dict)
+    speech: Speech | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,58 @@ class Preprocess:
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str = ""
     mask_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How an image is scaled, in pixels, with the Pillow filter called `filter`.
+
+    Either to `height` x `width`; or so that the shorter side is `shortest_edge` and the aspect
+    ratio stays, and then, if there is a `longest_edge`, so that the longer side is no longer.
+    """
+
+    filter: str
+    height: int | None = None
+    width: int | None = None
+    shortest_edge: int | None = None
+    longest_edge: int | None = None
+
+
+@dataclass(frozen=True)
+class ImagePreprocess:
+    """How an image becomes `pixel_values`: the steps in their order, None for one left out.
+
+    `crop` is [height, width] in pixels, around the centre, filled up with black where the image
+    is smaller. `rescale_factor` multiplies the bytes 0..255. `mean` and `std` are of red, green
+    and blue, after rescaling: (value - mean) / std.
+    """
+
+    resize: Resize | None
+    crop: list[int] | None
+    rescale_factor: float | None
+    mean: list[float] | None
+    std: list[float] | None
+
+
+@dataclass(frozen=True)
+class AudioPreprocess:
+    """How a recording becomes `input_features`: a log-mel spectrogram.
+
+    `feature_size` counts mel bands, `sampling_rate` is in Hz, `n_fft` and `hop_length` are in
+    samples. Recordings are cut, or filled up with `padding_value`, to `chunk_length` seconds.
+    """
+
+    feature_size: int
+    sampling_rate: int
+    hop_length: int
+    chunk_length: int
+    n_fft: int
+    padding_value: float
+
+    @property
+    def samples(self) -> int:
+        """How many samples of a recording the model hears."""
+        return self.chunk_length * self.sampling_rate
 
 
 @dataclass(frozen=True)
@@ -171,7 +235,8 @@ class Manifest:
     """Everything that the artifact says about itself.
 
     `graphs` holds one graph called `model`, or `encoder` and `decoder` (`decoder` alone for a
-    model without an encoder) for one that generates.
+    model without an encoder) for one that generates. `preprocess`, `images` and `audio` say how
+    what the model reads becomes tensors; a model that writes text has its tokenizer in the first.
     """
 
     tfc: str
@@ -181,6 +246,8 @@ class Manifest:
     preprocess: Preprocess | None
     files: dict[str, FileRecord]
     steps: list[Step]
+    images: ImagePreprocess | None = None
+    audio: AudioPreprocess | None = None
     engines: dict[str, Engine] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
@@ -193,131 +260,3 @@ class Manifest:
     def step(self, name: str) -> Step | None:
         """The latest record of the step called `name`."""
         return next((s for s in reversed(self.steps) if s.name == name), None)
-
-
-def manifest_to_json(manifest: Manifest) -> str:
-    """The manifest as the text of `tfc.json`."""
-    body = dataclasses.asdict(manifest)
-    ordered = {"schema": body.pop("schema"), **body}
-    return json.dumps(ordered, indent=2, ensure_ascii=False) + "\n"
-
-
-def manifest_from_json(text: str, where: str) -> Manifest:
-    """Read `tfc.json`.
-
-    Raises:
-        BadArtifact: the text is not JSON, has a newer schema, lacks a field or has one too many.
-    """
-    data = _parse(text, where)
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if not isinstance(schema, int) or schema < 1:
-        raise BadArtifact(
-            "the manifest has no schema version",
-            where=where,
-            fix="Give the folder that 'tfc export' wrote",
-        )
-    if schema > SCHEMA_VERSION:
-        raise BadArtifact(
-            f"the manifest has schema {schema}, and this tfc reads up to {SCHEMA_VERSION}",
-            where=where,
-            fix="Upgrade tfc with: pip install -U tfc",
-        )
-    if schema is not True and schema < SCHEMA_VERSION:
-        raise BadArtifact(
-            f"the manifest has schema {schema}, which an older tfc wrote; this one reads "
-            f"{SCHEMA_VERSION}",
-            where=where,
-            fix="Export the checkpoint again with: tfc export --overwrite",
-        )
-    try:
-        manifest: Manifest = _decode(Manifest, data, "manifest")
-    except (TypeError, KeyError, ValueError) as error:
-        raise BadArtifact(
-            f"the manifest does not follow its schema ({error})",
-            where=where,
-            fix="Export the checkpoint again with: tfc export --overwrite",
-        ) from error
-    return manifest
-
-
-def _parse(text: str, where: str) -> Any:
-    """The JSON value in `text`; refuses what could not be written back as the same manifest."""
-    try:
-        data = json.loads(text, object_pairs_hook=_without_duplicates)
-        json.dumps(data, ensure_ascii=False).encode()  # raises on half a surrogate pair
-    except (ValueError, RecursionError) as error:
-        reason = str(error)
-        if isinstance(error, json.JSONDecodeError):
-            reason = f"{error.msg}, line {error.lineno}"
-        raise BadArtifact(
-            f"the manifest is not valid JSON ({reason})",
-            where=where,
-            fix="Export the checkpoint again with: tfc export --overwrite",
-        ) from error
-    return data
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise ValueError(f"the field '{name}' stands twice")
-        fields[name] = value
-    return fields
-
-
-def _decode(kind: Any, value: Any, path: str) -> Any:
-    """`value` (parsed JSON) as `kind`; raises TypeError naming `path` where it does not fit."""
-    if kind is Any:
-        return value
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(typing.cast(type, kind), value, path)
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        return _decode_union(typing.get_args(kind), value, path)
-    if origin is list:
-        _expect(value, list, path)
-        (item,) = typing.get_args(kind)
-        return [_decode(item, v, f"{path}[{i}]") for i, v in enumerate(value)]
-    if origin is dict:
-        _expect(value, dict, path)
-        _, item = typing.get_args(kind)
-        return {str(k): _decode(item, v, f"{path}.{k}") for k, v in value.items()}
-    if kind is float and type(value) is int:
-        return float(value)
-    _expect(value, kind, path)
-    return value
-
-
-def _decode_dataclass(kind: type, value: Any, path: str) -> Any:
-    _expect(value, dict, path)
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(known))
-    if unknown:
-        raise TypeError(f"{path} has an unknown field '{unknown[0]}'")
-    fields = {}
-    for name, spec in known.items():
-        if name in value:
-            fields[name] = _decode(hints[name], value[name], f"{path}.{name}")
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise TypeError(f"{path} lacks the field '{name}'")
-    return kind(**fields)
-
-
-def _decode_union(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
-    if value is None and type(None) in kinds:
-        return None
-    for kind in kinds:
-        if kind is type(None):
-            continue
-        try:
-            return _decode(kind, value, path)
-        except TypeError:
-            continue
-    raise TypeError(f"{path} is {type(value).__name__}")
-
-
-def _expect(value: Any, kind: type, path: str) -> None:
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"{path} is {type(value).__name__}, not {kind.__name__}")

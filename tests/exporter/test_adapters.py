@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import run_tfc, save_tiny_checkpoint
+from matrix import save_generator
 
 import tfc
 from tfc.errors import BadCheckpoint, MissingPackage, UsageError
@@ -132,6 +133,47 @@ def test_question_answering(base: Path, tmp_path: Path) -> None:
     assert artifact.manifest.task.name == "question-answering"
     for output in ("start_logits", "end_logits"):
         assert worst_difference(adapted, artifact, output) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("family", "auto", "task_type", "targets"),
+    [
+        ("gpt2", "CausalLM", "CAUSAL_LM", ["c_attn"]),
+        ("bart", "Seq2SeqLM", "SEQ_2_SEQ_LM", ["q_proj", "v_proj"]),
+    ],
+)
+def test_a_model_that_generates(
+    tmp_path: Path, family: str, auto: str, task_type: str, targets: list[str]
+) -> None:
+    """The tokens are those of peft's own greedy search, and not those of the base alone."""
+    save_generator(tmp_path / "base", family)
+    config = peft.LoraConfig(task_type=task_type, target_modules=targets)
+    adapted = trained(tmp_path / "base", tmp_path / "lora", auto, config)
+    artifact = tfc.export(tmp_path / "lora", tmp_path / "a").artifact
+    assert artifact.manifest.checkpoint.base == str(tmp_path / "base")
+    tfc.build_engine(artifact, backend="onnxruntime")
+    assert tfc.verify(artifact).failed == []
+    loader = getattr(transformers, f"AutoModelFor{auto}")
+    before = said(loader.from_pretrained(tmp_path / "base"), tmp_path / "base")
+    expected = said(adapted, tmp_path / "base")
+    assert expected != before
+    with tfc.Session.load(artifact.path) as session:
+        found = session.predict(list(TEXTS), max_new_tokens=8)
+    # WordPiece puts a space between the prompt and what follows it.
+    assert [row["text"].lstrip() for row in found] == expected
+
+
+def said(model: Any, folder: Path) -> list[str]:
+    """What transformers' generate writes after each text alone."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    found = []
+    for text in TEXTS:
+        encoded = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            tokens = model.generate(**encoded, max_new_tokens=8, do_sample=False)[0]
+        prompt = 0 if model.config.is_encoder_decoder else encoded["input_ids"].shape[1]
+        found.append(tokenizer.decode(tokens[prompt:], skip_special_tokens=True))
+    return found
 
 
 @pytest.mark.parametrize(

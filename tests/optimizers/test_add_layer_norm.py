@@ -61,11 +61,16 @@ def test_epsilon_survives_inlining(graphs) -> None:
 
 
 def test_it_refuses_an_operand_that_broadcasts(graphs) -> None:
-    body = (BLOCK % "x, r").replace("float[batch,sequence,8] r", "float[1,sequence,8] r")
+    body = (BLOCK % "x, r").replace("float[batch,sequence,8] r", "float[batch,1,8] r")
     reason = graphs.refusal(graphs.model(body, scale=(8,), bias=(8,)), AddLayerNorm())
-    assert reason == (
-        "the operands of the addition have shapes [batch,sequence,8] and [1,sequence,8]"
-    )
+    assert reason == "the operands of the addition have shapes [batch,sequence,8] and [batch,1,8]"
+
+
+@pytest.mark.parametrize("operands", ["x, r", "r, x"])
+@pytest.mark.parametrize("shape", ["1,sequence,8", "sequence,8"])
+def test_positions_that_all_rows_share_are_no_residual(graphs, operands: str, shape: str) -> None:
+    body = (BLOCK % operands).replace("float[batch,sequence,8] r", f"float[{shape}] r")
+    assert graphs.is_no_site(graphs.model(body, scale=(8,), bias=(8,)), AddLayerNorm())
 
 
 def test_it_refuses_a_norm_over_two_axes(graphs) -> None:

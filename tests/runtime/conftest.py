@@ -25,8 +25,8 @@ from tfc.manifest import (
     Signature,
     Task,
     TensorSpec,
-    manifest_to_json,
 )
+from tfc.manifest_json import manifest_to_json
 
 LABELS = ["billing", "refund", "other"]
 MAX_LENGTH = 64

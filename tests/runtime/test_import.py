@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-HEAVY = ["torch", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy"]
+HEAVY = ["torch", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "PIL"]
 
 BLOCKER = """
 import sys
@@ -46,7 +46,35 @@ def test_importing_the_session_loads_no_backend() -> None:
     code = f"""
 import sys, json
 from tfc.runtime import Session
-import tfc.runtime.jobs, tfc.runtime.backends
+import tfc.runtime.jobs, tfc.runtime.backends, tfc.runtime.images, tfc.runtime.audio
+print(json.dumps([m for m in {heavy} if m in sys.modules]))
+"""
+    assert output_of(code) == []
+
+
+def test_reads_images_and_audio_without_the_compilers_packages() -> None:
+    pytest.importorskip("PIL")
+    code = BLOCKER.format(blocked={"torch", "transformers", "torchvision", "scipy"})
+    code += """
+import json
+import numpy as np
+from tfc.runtime.audio import AudioEncoder
+from tfc.runtime.audio_steps import audio_steps_from_config
+from tfc.runtime.images import ImageEncoder
+from tfc.runtime.image_steps import image_steps_from_config
+images = ImageEncoder(image_steps_from_config({}, "vit"))
+audio = AudioEncoder(audio_steps_from_config({}, "whisper"))
+(pixels,), (features,) = images.encode([np.zeros((4, 4), np.uint8)]), audio.encode([np.zeros(9)])
+print(json.dumps([pixels.shape, features.shape]))
+"""
+    assert output_of(code) == [[3, 224, 224], [80, 3000]]
+
+
+def test_importing_generation_loads_no_library() -> None:
+    heavy = [name for name in HEAVY if name != "numpy"]
+    code = f"""
+import sys, json
+import tfc.runtime.generation
 print(json.dumps([m for m in {heavy} if m in sys.modules]))
 """
     assert output_of(code) == []

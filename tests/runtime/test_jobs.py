@@ -16,15 +16,18 @@ from tfc.errors import BadData, BadInput, CheckFailed, EnvironmentProblem, NoSpa
 from tfc.runtime import Session, job_files
 from tfc.runtime.jobs import JobSummary, run_job, texts_from_jsonl
 from tfc.runtime.predictor import Outcome
+from tfc.runtime.rows import Columns
 
 
 class FakeSession:
     """Answers with the text's length; reads ahead like the real one."""
 
+    columns = Columns("text")
+
     def __init__(self, window: int = 3, fail_on: str | None = None) -> None:
         self.window, self.fail_on = window, fail_on
 
-    def outcomes(self, items: Iterable[object]) -> Iterator[Outcome]:
+    def outcomes(self, items: Iterable[object], **options: Any) -> Iterator[Outcome]:
         source = iter(items)
         waiting: list[Any] = []
         while True:
@@ -423,7 +426,9 @@ def test_holds_no_more_rows_than_the_session_reads_ahead(
 
 def test_an_engine_whose_values_are_not_finite(tmp_path: Path) -> None:
     class Broken:
-        def outcomes(self, items: Iterable[object]) -> Iterator[Outcome]:
+        columns = Columns("text")
+
+        def outcomes(self, items: Iterable[object], **options: Any) -> Iterator[Outcome]:
             for item in items:
                 yield Outcome(error=CheckFailed(f"not finite for {item}"))
 

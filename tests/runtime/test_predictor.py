@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tfc.errors import BadInput, TfcError
+from tfc.errors import BadInput, CheckFailed, TfcError
 from tfc.manifest import Preprocess, Signature, Task, TensorSpec
 from tfc.runtime.backends.base import Profile, Range
 from tfc.runtime.batching import Limits
-from tfc.runtime.predictor import Predictor
+from tfc.runtime.feeding import Feed, GraphRunner, TextFeeder
+from tfc.runtime.predictor import Outcome, Predictor
+from tfc.runtime.tasks import TEXT_TASKS
+from tfc.runtime.tasks.base import Item, Prediction, Row, RowOutputs, TextModel
 from tfc.runtime.tokenization import TextEncoder
 
 TEXTS = ["one two three four", "", "five", "six seven eight", "nine ten", "eleven " * 30]
@@ -48,19 +51,28 @@ def encoder(side: str) -> TextEncoder:
     return TextEncoder(minilm(), values, ["input_ids", "attention_mask"], offsets=True)
 
 
-def predictor(task: Task, output: str, side: str, sequence: Range) -> Predictor:
-    axes: list[int | str] = ["batch", "sequence"]
-    inputs = [TensorSpec(name, "int32", axes) for name in ("input_ids", "attention_mask")]
-    signature = Signature(inputs, [TensorSpec(output, "float32", [*axes, 2])])
-    profile = Profile(Range(3, 4, 4), sequence)
-    return Predictor(task, signature, profile, encoder(side), streams=2)
+class Loop:
+    """A predictor for one task, on an engine that echoes."""
+
+    def __init__(self, task: Task, output: str, side: str, sequence: Range) -> None:
+        axes: list[int | str] = ["batch", "sequence"]
+        inputs = [TensorSpec(name, "int32", axes) for name in ("input_ids", "attention_mask")]
+        signature = Signature(inputs, [TensorSpec(output, "float32", [*axes, 2])])
+        feeder = TextFeeder(encoder(side), signature, Profile(Range(3, 4, 4), sequence))
+        kind = TEXT_TASKS[task.name]
+        self.task = kind(TextModel(task, encoder(side), feeder.longest), kind.options())
+        self.runner = GraphRunner(Echo(output), signature, [output])
+        self.predictor = Predictor(feeder, streams=2)
+
+    def outcomes(self, items: list[Any], window: int, limits: Limits) -> list[Outcome]:
+        return list(self.predictor.outcomes(self.task, self.runner, items, window, limits))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_token_embeddings_are_of_the_texts_own_tokens(side: str) -> None:
     task = Task("feature-extraction", pooling="none")
-    loop = predictor(task, "last_hidden_state", side, Range(5, 8, 16))
-    found = list(loop.outcomes(Echo("last_hidden_state"), TEXTS, 4, Limits(2)))
+    loop = Loop(task, "last_hidden_state", side, Range(5, 8, 16))
+    found = loop.outcomes(TEXTS, 4, Limits(2))
     for outcome, encoding in zip(found, encoder(side).encode(TEXTS), strict=True):
         assert outcome.prediction == {"token_embeddings": [[i, 1] for i in encoding.ids]}
         assert outcome.tokens == len(encoding)
@@ -70,8 +82,8 @@ def test_token_embeddings_are_of_the_texts_own_tokens(side: str) -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_entities_are_placed_in_the_text_whatever_the_padding(side: str) -> None:
     task = Task("token-classification", labels=LABELS)
-    loop = predictor(task, "logits", side, Range(1, 8, 16))
-    found = list(loop.outcomes(Echo("logits"), TEXTS, 10, Limits(6)))
+    loop = Loop(task, "logits", side, Range(1, 8, 16))
+    found = loop.outcomes(TEXTS, 10, Limits(6))
     assert [outcome.error for outcome in found] == [None] * len(TEXTS)
     assert [len(outcome.prediction["entities"]) for outcome in found] == [4, 0, 1, 3, 2, 14]
     words = [entity["text"] for entity in found[3].prediction["entities"]]
@@ -80,8 +92,8 @@ def test_entities_are_placed_in_the_text_whatever_the_padding(side: str) -> None
 
 def test_a_pair_has_no_entities() -> None:
     task = Task("token-classification", labels=LABELS)
-    loop = predictor(task, "logits", "right", Range(1, 8, 16))
-    found = list(loop.outcomes(Echo("logits"), ["one", ("two", "three")], 10, Limits(6)))
+    loop = Loop(task, "logits", "right", Range(1, 8, 16))
+    found = loop.outcomes(["one", ("two", "three")], 10, Limits(6))
     assert found[0].error is None
     assert isinstance(found[1].error, BadInput)
     assert found[1].error.where == "item 1"
@@ -89,10 +101,10 @@ def test_a_pair_has_no_entities() -> None:
 
 def test_errors_count_items_across_windows() -> None:
     task = Task("feature-extraction", pooling="none")
-    loop = predictor(task, "last_hidden_state", "right", Range(1, 8, 8))
+    loop = Loop(task, "last_hidden_state", "right", Range(1, 8, 8))
     own = TfcError("the caller's own")
     items: list[object] = ["a", "b", None, "c", "too " * 9, own, "d", 3]
-    found = list(loop.outcomes(Echo("last_hidden_state"), items, 2, Limits(6)))
+    found = loop.outcomes(items, 2, Limits(6))
     assert [outcome.error is None for outcome in found] == [
         *(True, True, False, True),
         *(False, False, True, False),
@@ -100,3 +112,94 @@ def test_errors_count_items_across_windows() -> None:
     wheres = [outcome.error.where for outcome in found if outcome.error is not None]
     assert wheres == ["item 2", "item 4", "", "item 7"]
     assert found[5].error is own
+
+
+class Numbers:
+    """A task on numbers: 3 is the rows 1, 2, 3; the prediction is what became of them."""
+
+    def check(self, item: Item) -> None:
+        if not isinstance(item.value, int):
+            raise BadInput("no number", where=item.where)
+
+    def rows(self, items: Sequence[Item]) -> list[Sequence[Row] | TfcError]:
+        return [
+            list(range(1, item.value + 1)) if item.value else BadInput("zero", where=item.where)
+            for item in items
+        ]
+
+    def read(self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]) -> Prediction:
+        return {"number": item.value, "rows": rows, "found": [float(o["out"]) for o in outputs]}
+
+
+class Squares:
+    """Rows of one length without padding, in batches that are run without any graph."""
+
+    most_rows, longest = 4, 1
+
+    def __init__(self, spoiled: int | None = None) -> None:
+        self.spoiled = spoiled
+        self.batches: list[int] = []
+
+    def length(self, row: Row) -> int:
+        return 1
+
+    def feed(self, rows: Sequence[Row]) -> Feed:
+        return Feed({"in": np.array(rows, np.float64)}, [slice(None)] * len(rows), 1)
+
+    def run(self, feed: Feed) -> list[RowOutputs]:
+        self.batches.append(len(feed.places))
+        found = feed.arrays["in"] ** 2
+        return [{"out": np.asarray(np.nan if v == self.spoiled else v)} for v in found]
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+@pytest.mark.parametrize("window", [1, 3, 100])
+def test_items_of_several_rows_on_another_feeder_and_runner(streams: int, window: int) -> None:
+    parts = Squares()
+    items = [3, 0, 9, "x", 1, 2]
+    loop = Predictor(parts, streams)
+    found = list(loop.outcomes(Numbers(), parts, items, window, Limits(100)))
+    for item, outcome in zip(items, found, strict=True):
+        if item in (0, "x"):
+            assert isinstance(outcome.error, BadInput)
+            assert outcome.error.where == f"item {items.index(item)}"
+            assert (outcome.prediction, outcome.tokens, outcome.padded) == ({}, 0, 0)
+            continue
+        rows = list(range(1, int(item) + 1))
+        assert outcome.prediction == {
+            "number": item,
+            "rows": rows,
+            "found": [float(row * row) for row in rows],
+        }
+        assert (outcome.tokens, outcome.padded) == (item, item)
+    assert max(parts.batches) <= 4, "the feeder says how many rows fit"
+    if window == 100:
+        assert sorted(parts.batches) == [3, 4, 4, 4], "rows of different items run together"
+
+
+def test_a_row_that_is_not_finite_concerns_its_item_only() -> None:
+    parts = Squares(spoiled=64)
+    found = list(Predictor(parts).outcomes(Numbers(), parts, [9, 7, 8], 100, Limits(100)))
+    assert [type(outcome.error) for outcome in found] == [CheckFailed, type(None), CheckFailed]
+    assert [outcome.tokens for outcome in found] == [9, 7, 8]
+
+
+def test_an_item_is_read_as_soon_as_its_last_row_is_there() -> None:
+    """The outputs of a whole window would not fit in memory."""
+    order: list[object] = []
+
+    class Watched(Numbers):
+        def read(
+            self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]
+        ) -> Prediction:
+            order.append(item.value)
+            return super().read(item, rows, outputs)
+
+    class Noted(Squares):
+        def run(self, feed: Feed) -> list[RowOutputs]:
+            order.append("run")
+            return super().run(feed)
+
+    parts = Noted()
+    list(Predictor(parts).outcomes(Watched(), parts, [3, 4, 1], 100, Limits(100)))
+    assert order == ["run", 3, "run", 4, 1]

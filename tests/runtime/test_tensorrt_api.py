@@ -40,6 +40,9 @@ VARIABLES = {
     "config": "IBuilderConfig",
     "shapes": "IOptimizationProfile",
     "tensor": "ITensor",
+    "layer": "ILayer",
+    "boundary": "IAttentionInputLayer",
+    "attention": "IAttention",
     "memory": "IHostMemory",
     "runtime": "Runtime",
     "engine": "ICudaEngine",
@@ -206,8 +209,14 @@ def versions_of_flavor(module: str) -> list[str]:
     return [version for version in SURFACES if version.rpartition("-")[0] == module]
 
 
+# Functions that are called only where the API has this class.
+NEEDS = {"_let_attention_be_decomposed": "IAttention"}
+
+
 def versions_for(function: str) -> list[str]:
     """All versions, but those of its flavor for a function that a row of FLAVORS names."""
+    if function in NEEDS:
+        return [version for version in SURFACES if NEEDS[function] in SURFACES[version]]
     modules = [
         flavor.module for flavor in FLAVORS.values() if flavor.target_hardware.__name__ == function
     ]

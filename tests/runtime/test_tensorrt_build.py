@@ -12,7 +12,6 @@ from tfc.errors import (
     BackendUnavailable,
     BadArtifact,
     BadInput,
-    ContractNotReached,
     UsageError,
 )
 from tfc.runtime.backends.base import Built, Inputs, Profile, Range
@@ -139,16 +138,18 @@ def test_an_operator_that_tensorrt_does_not_take(tmp_path: Path) -> None:
 
 @pytest.mark.rtx
 @needs_rtx
-def test_an_fp32_attention_has_no_kernel(tmp_path: Path) -> None:
+def test_an_fp32_attention_is_computed_from_its_products(tmp_path: Path) -> None:
     model = save(tmp_path / "fp32.onnx", LAYER, WEIGHTS, "float32")
-    with pytest.raises(ContractNotReached) as raised:
-        build(model, inputs_of("float32"))
-    assert str(raised.value) == (
-        f"{model}, node Attention_10: TensorRT-RTX has no fused kernel for an Attention of this"
-        " graph: Attention operation was not supported by a dedicated kernel. Fused attention"
-        " takes fp16 or bf16 (tfc build-engine --fp16), and head sizes of 16 to 256 that are"
-        " multiples of 8"
+    built = build(model, inputs_of("float32"))
+    assert built.notes == (
+        "TensorRT has no fused kernel for an attention of these types and sizes: it is computed"
+        " from its products (fused attention takes fp16, and head sizes of 16 to 256 that are"
+        " multiples of 8)",
     )
+    assert audit_of_kernels(built.kernels).fused_attention == 0
+    half = build(save(tmp_path / "fp16.onnx", LAYER, WEIGHTS, "float16"))
+    assert half.notes == ()
+    assert audit_of_kernels(half.kernels).fused_attention == 1
 
 
 @pytest.mark.rtx

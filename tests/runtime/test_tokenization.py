@@ -11,6 +11,7 @@ import pytest
 
 from tfc.errors import BadArtifact, BadInput, UsageError
 from tfc.manifest import Preprocess
+from tfc.runtime.pieces import bare, cut, windows_of
 from tfc.runtime.tokenization import TextEncoder, checked_text
 
 INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
@@ -215,3 +216,71 @@ def test_takes_texts_and_pairs(item: Any) -> None:
 def test_refuses_what_is_no_text(item: Any) -> None:
     with pytest.raises(BadInput, match=r"^item 7: "):
         checked_text(item, "item 7")
+
+
+@pytest.mark.parametrize("make_folder", [bert_folder, roberta_folder])
+def test_texts_are_joined_as_they_are_encoded(make_folder: Any, tmp_path: Path) -> None:
+    path = make_folder(tmp_path) / "tokenizer.json"
+    encoder = TextEncoder(path, preprocess(max_length=2000), INPUTS, offsets=True)
+    for text in TEXTS:
+        parts = text if isinstance(text, tuple) else (text,)
+        joined = encoder.join(*encoder.tokenize(list(parts)))
+        (whole,) = encoder.encode([text])
+        assert (joined.ids, joined.type_ids) == (whole.ids, whole.type_ids)
+        assert (joined.offsets, joined.word_ids) == (whole.offsets, whole.word_ids)
+        assert joined.special_tokens_mask == whole.special_tokens_mask
+        tokens = sum(len(part) for part in encoder.tokenize(list(parts)))
+        assert len(joined) - tokens == encoder.special_tokens(pair=len(parts) == 2)
+
+
+@pytest.mark.parametrize("stride", [0, 3, 7])
+@pytest.mark.parametrize("make_folder", [bert_folder, roberta_folder])
+def test_windows_equal_transformers(make_folder: Any, stride: int, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = make_folder(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = TextEncoder(folder / "tokenizer.json", preprocess(), INPUTS, offsets=True)
+    room = LENGTH - ours.special_tokens(pair=False)
+    for text in TEXTS:
+        if isinstance(text, tuple):
+            continue
+        (tokens,) = ours.tokenize([text])
+        windows = windows_of(tokens, room, stride)
+        expected = theirs(
+            text,
+            truncation=True,
+            max_length=LENGTH,
+            stride=stride,
+            return_overflowing_tokens=True,
+        )["input_ids"]
+        expected = expected if isinstance(expected[0], list) else [expected]
+        assert [ours.join(window).ids for window in windows] == expected
+
+
+def test_what_is_cut_stays_as_it_was(tmp_path: Path) -> None:
+    path = bert_folder(tmp_path) / "tokenizer.json"
+    encoder = TextEncoder(path, preprocess(), INPUTS, offsets=True)
+    (tokens,) = encoder.tokenize(["one two three four"])
+    assert cut(tokens, 4) is tokens
+    assert cut(tokens, 2).tokens == ["one", "two"]
+    assert cut(tokens, 3, "left").tokens == ["two", "three", "four"]
+    assert [piece.tokens for piece in windows_of(tokens, 2, 1)] == [
+        ["one", "two"],
+        ["two", "three"],
+        ["three", "four"],
+    ]
+    assert len(tokens) == 4
+    alone = bare(tokens)
+    assert (alone.ids, len(alone)) == (tokens.ids, 4)
+    assert encoder.pad([alone])["input_ids"].tolist() == [tokens.ids]
+
+
+def test_knows_the_vocabulary(tmp_path: Path) -> None:
+    encoder = TextEncoder(bert_folder(tmp_path) / "tokenizer.json", preprocess(), INPUTS)
+    assert encoder.token_id("paris") == 3000
+    assert encoder.token_id("no such token") is None
+    assert encoder.token(103) == "[MASK]"
+    assert encoder.decode([101, 3000, 102]) == "[CLS] paris [SEP]"
+    assert encoder.decode([101, 3000, 102], skip_special_tokens=True) == "paris"
+    assert encoder.subword_prefix == "##"
+    assert encoder.unknown_id == 100

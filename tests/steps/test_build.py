@@ -15,7 +15,7 @@ from tfc.optimizers.executor import outputs_of
 from tfc.optimizers.precision.half import half_from_fp32
 from tfc.runtime.backends import backend
 from tfc.runtime.backends.base import Built
-from tfc.steps.record import probe_feeds
+from tfc.steps.probes import probe_feeds
 
 pytestmark = pytest.mark.ort
 needs_rtx = pytest.mark.skipif(
@@ -104,7 +104,7 @@ def test_what_overflows_in_fp16_is_kept_in_fp32(tmp_path: Path) -> None:
     model.save_pretrained(checkpoint)
     artifact = tfc.export(checkpoint, tmp_path / "a").artifact
     built = tfc.build_engine(artifact, precision="fp16", backend="tensorrt-rtx")
-    step = artifact.manifest.step("precision:optimized/tensorrt.fp16.onnx")
+    step = artifact.manifest.step("precision:optimized/tensorrt.fp16/model.onnx")
     assert step.result["overflows_in"] == [
         "bert.encoder.layer.0.intermediate.dense",
         "bert.encoder.layer.0.intermediate.intermediate_act_fn",
@@ -113,6 +113,6 @@ def test_what_overflows_in_fp16_is_kept_in_fp32(tmp_path: Path) -> None:
     ]
     assert built.notes[0].startswith("kept in fp32 because fp16 overflows: ")
     assert step.result["difference"] < 1e-2
-    naive, _ = half_from_fp32(ir.load(artifact.file("optimized/tensorrt.onnx")))
+    naive, _ = half_from_fp32(ir.load(artifact.file("optimized/tensorrt/model.onnx")))
     outputs = outputs_of(naive, probe_feeds(artifact, "model"))
     assert not all(np.isfinite(found["logits"]).all() for found in outputs)

@@ -111,7 +111,7 @@ def test_a_planted_fault_is_caught_under_the_tolerance_of_fp16(
 
 def logits(artifact: tfc.Artifact) -> tuple[list[np.ndarray], ...]:
     """Of fp32 PyTorch, of the engine, and of fp16 PyTorch, on the sample texts."""
-    from tfc.steps.record import probe_feeds
+    from tfc.steps.probes import probe_feeds
     from tfc.steps.reference import reference_from_artifact
 
     reference = reference_from_artifact(artifact)

@@ -7,16 +7,41 @@ import time
 import click
 
 from tfc.cli.console import err, facts, human_bytes, human_count, human_seconds, out
+from tfc.manifest import MODEL, Manifest, TensorSpec
 
 
-@click.command("export")
+class ExportCommand(click.Command):
+    """Its help ends with the tasks."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each task, and what its model gives."""
+        with formatter.section("Tasks"):
+            formatter.write_dl(list(TASKS.items()))
+
+
+# The same names as in tfc.exporter.tasks, which needs torch; a test compares the two.
+TASKS = {
+    "text-classification": "labels or scores of texts and of pairs of texts",
+    "zero-shot-classification": "labels chosen at run time, by an NLI model",
+    "token-classification": "entities and their places in the text",
+    "question-answering": "the answer's place in a context",
+    "fill-mask": "the likeliest words for each mask",
+    "feature-extraction": "embeddings of texts",
+    "text-generation": "what a causal model writes after a text",
+    "text2text-generation": "translations, summaries, answers",
+    "image-classification": "labels of images",
+    "image-feature-extraction": "embeddings of images",
+    "automatic-speech-recognition": "what is said in recordings",
+}
+
+
+@click.command("export", cls=ExportCommand)
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, metavar="ARTIFACT", help="The folder to create.")
 @click.option(
     "--task",
     metavar="TASK",
-    help="text-classification, token-classification or feature-extraction.  "
-    "[default: told by the checkpoint's architecture]",
+    help="What the model does, see below.  [default: told by the checkpoint's architecture]",
 )
 @click.option(
     "--max-length",
@@ -85,15 +110,33 @@ def command(
     if manifest.task.pooling:
         normalized = ", normalised" if manifest.task.normalize else ""
         rows["pooling"] = f"{manifest.task.pooling}{normalized}"
-    rows["inputs"] = ", ".join(spec.name for spec in manifest.signature.inputs)
-    output_spec = manifest.signature.outputs[0]
-    rows["output"] = f"{output_spec.name} [{', '.join(map(str, output_spec.shape))}]"
+    rows.update(_graphs(manifest))
     rows["parity"] = (
         f"largest difference {parity['max_abs']:.1e} on values up to {parity['scale']:.3g} "
         f"({parity['tolerance']:.0e} of that is allowed)"
     )
     rows["size"] = human_bytes(sum(record.bytes for record in manifest.files.values()))
     out.print(facts(f"Exported to {output} in {human_seconds(time.perf_counter() - begun)}", rows))
+
+
+def _graphs(manifest: Manifest) -> dict[str, str]:
+    """What goes into the graphs and comes out; caches are counted, not listed."""
+    if len(manifest.graphs) == 1 and MODEL in manifest.graphs:
+        outputs = manifest.signature.outputs
+        shown = ", ".join(f"{o.name} [{', '.join(map(str, o.shape))}]" for o in outputs)
+        return {
+            "inputs": ", ".join(spec.name for spec in manifest.signature.inputs),
+            "output" if len(outputs) == 1 else "outputs": shown,
+        }
+    return {
+        name: f"{_named(graph.signature.inputs)} → {_named(graph.signature.outputs)}"
+        for name, graph in manifest.graphs.items()
+    }
+
+
+def _named(tensors: list[TensorSpec]) -> str:
+    """Names; `past_key_values.0.key` and the like as one."""
+    return ", ".join(dict.fromkeys(spec.name.partition(".")[0] for spec in tensors))
 
 
 def _shortened(labels: list[str]) -> str:

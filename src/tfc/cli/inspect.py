@@ -100,9 +100,9 @@ def _signature(manifest: Manifest) -> RenderableType:
     grid = table("Signature", ["", "tensor", "type", "shape"])
 
     def add(direction: str, tensors: list[TensorSpec]) -> None:
-        for tensor in tensors:
+        for name, tensor in _caches_as_one(tensors):
             shape = ", ".join(str(axis) for axis in tensor.shape)
-            cells = (direction, tensor.name, tensor.dtype, f"[{shape}]")
+            cells = (direction, name, tensor.dtype, f"[{shape}]")
             grid.add_row(*map(printable, cells))
 
     for name, graph in manifest.graphs.items():
@@ -110,6 +110,17 @@ def _signature(manifest: Manifest) -> RenderableType:
         add(f"{prefix}in", graph.signature.inputs)
         add(f"{prefix}out", graph.signature.outputs)
     return grid
+
+
+def _caches_as_one(tensors: list[TensorSpec]) -> list[tuple[str, TensorSpec]]:
+    """`past_key_values.0.key`, `.value`, … of one shape as `past_key_values × 24`."""
+    groups: dict[tuple[str, str], list[TensorSpec]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.name.partition(".")[0], str(tensor.shape)), []).append(tensor)
+    return [
+        (f"{family} × {len(group)}" if len(group) > 1 else group[0].name, group[0])
+        for (family, _), group in groups.items()
+    ]
 
 
 def _files(artifact: Artifact) -> RenderableType:

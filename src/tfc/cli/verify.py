@@ -63,12 +63,11 @@ def command(
             allow_pickle=allow_pickle,
             on_progress=lambda what, done, total: report(done, total, what),
         )
-    unit = "texts" if opened.manifest.preprocess is not None else "inputs"
     grid = table(
-        f"Output {result.output} on {result.rows} {unit} of {result.data}",
+        f"Output {result.output} on {result.rows} {result.cases.noun} of {result.cases.origin}",
         ["engine", "verdict", ">max abs", ">mean abs", ">allowed", ">cosine", ">argmax"],
     )
-    decides = bool(opened.manifest.task.labels)
+    decides = not opened.manifest.task.name.endswith("feature-extraction")
     for found in result.verdicts:
         grid.add_row(found.engine, found.verdict, *_numbers(found, decides))
     out.print(grid)

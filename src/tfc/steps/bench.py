@@ -20,8 +20,8 @@ from tfc.runtime.cores import busy_share, usable_cores
 from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.padding import Feed
 from tfc.runtime.throughput import Cell, measure
-from tfc.steps.cases import text_encoder_of
-from tfc.steps.record import OnProgress, no_progress, sample_texts, versions_of
+from tfc.steps.cases import sample_texts, text_encoder_of
+from tfc.steps.record import OnProgress, no_progress, versions_of
 from tfc.steps.reference import Reference, reference_from_artifact
 
 PYTORCH = "pytorch"
@@ -86,9 +86,10 @@ def bench(
         on_progress: called with the shape under way.
 
     Raises:
-        UsageError: there is no such engine, or no shape is left.
+        UsageError: there is no such engine, no shape is left, or the model does not read text.
         BackendUnavailable: no engine can run here.
     """
+    _check_measurable(artifact)
     names, left_out = _runnable(artifact, engines)
     shapes = _shapes(artifact, names, batches, lengths)
     threads = usable_cores()
@@ -138,6 +139,18 @@ def _measured(
         )
     on_progress("done", len(shapes), len(shapes))
     return cells
+
+
+def _check_measurable(artifact: Artifact) -> None:
+    manifest = artifact.manifest
+    if MODEL in manifest.graphs and manifest.preprocess is not None:
+        return
+    raise UsageError(
+        f"models for {manifest.task.name} are not measured yet: only those that read text and "
+        "answer at once",
+        where=str(artifact.path),
+        fix="Time Session.predict on your own data",
+    )
 
 
 def _runnable(artifact: Artifact, asked: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -141,8 +141,10 @@ def profile_of(
             f"--seq goes up to {tokens.max} tokens, and this artifact takes {limit}",
             fix=f"Give at most {limit}",
         )
-    others = {**_other_axes(artifact.manifest, told), **_decoder_axes(artifact.manifest, tokens)}
-    return Profile(rows, tokens, others)
+    profile = _with_decoder_axes(artifact.manifest, rows, tokens)
+    return dataclasses.replace(
+        profile, others={**profile.others, **_other_axes(artifact.manifest, told)}
+    )
 
 
 def longest_of(manifest: Manifest) -> dict[str, int]:
@@ -165,15 +167,15 @@ def _other_axes(manifest: Manifest, told: dict[str, int]) -> dict[str, Range]:
     return {axis: _within(Profile().sequence, told.get(axis)) for axis in own}
 
 
-def _decoder_axes(manifest: Manifest, tokens: Range) -> dict[str, Range]:
-    """The axes of a model that generates: what it has read and said grows from nothing."""
-    found: dict[str, Range] = {}
-    if ENCODER in manifest.graphs:
-        found[ENCODER_SEQUENCE] = tokens
-    if DECODER in manifest.graphs:
-        found[PAST] = Range(0, tokens.opt, tokens.max)
-        found[TOTAL] = Range(1, tokens.opt, 2 * tokens.max)
-    return found
+def _with_decoder_axes(manifest: Manifest, rows: Range, tokens: Range) -> Profile:
+    """The axes of a model that generates: most calls take one token, on a growing past."""
+    if DECODER not in manifest.graphs:
+        return Profile(rows, tokens)
+    new = dataclasses.replace(tokens, opt=tokens.min)
+    past = Range(0, tokens.opt, tokens.max)
+    total = Range(past.min + new.min, past.opt + new.opt, past.max + new.max)
+    source = {ENCODER_SEQUENCE: tokens} if ENCODER in manifest.graphs else {}
+    return Profile(rows, new, {**source, PAST: past, TOTAL: total})
 
 
 def _choose(asked: str, precision: str) -> tuple[Backend, str]:

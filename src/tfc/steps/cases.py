@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tfc.artifact import Artifact
+from tfc.artifact import SAMPLE_FILES, SAMPLES, Artifact
 from tfc.errors import UsageError
-from tfc.manifest import BATCH, SEQUENCE
+from tfc.files import sha256_of_file
+from tfc.manifest import BATCH, DECODER, ENCODER, MODEL, SEQUENCE, Manifest
+from tfc.runtime.audio import AudioEncoder
+from tfc.runtime.backends.base import Runner
+from tfc.runtime.images import ImageEncoder
 from tfc.runtime.padding import Feed
-from tfc.runtime.tokenization import ATTENTION_MASK, Text, TextEncoder
-from tfc.steps.reference import Recorded
+from tfc.runtime.tokenization import ATTENTION_MASK, INPUT_IDS, TOKENIZER_INPUTS, Text, TextEncoder
+from tfc.steps.generation_cases import MOST_ROWS, TOKENS, GenerationCases
+from tfc.steps.reference import Recorded, Reference, recorded_from_artifact
+from tfc.tensor_samples import TENSOR_SAMPLES
 
 Array = npt.NDArray[Any]
 Call = Callable[[Feed], dict[str, Array]]
+OnBatch = Callable[[int, int], None]
 
 _BATCH = 16
+_SAMPLES = "the samples kept at export"
 # Of outputs as wide as a vocabulary, so many tokens of each batch are compared: 200 texts of 64
 # tokens and 30,000 values each would be 3 GB.
 _WIDE = 4096
@@ -28,13 +39,39 @@ _WIDE_TOKENS = 64
 
 @dataclass(frozen=True)
 class Cases:
-    """Batches of model inputs; `axes` are the outputs' axes by name, `rows` counts the inputs."""
+    """Batches of model inputs, and where they are from.
+
+    `axes` are the outputs' axes by name, `rows` counts the inputs, which are `noun` (texts,
+    images) of `origin`; `sha256` is the identity of the data. `recorded` are PyTorch's outputs
+    where export kept them, and there is no checkpoint to ask.
+    """
 
     feeds: list[Feed]
     axes: dict[str, list[int | str]]
     rows: int
+    noun: str
+    origin: str
+    sha256: str
+    recorded: Recorded | None = None
 
-    def vectors(self, call: Call, on_batch: Callable[[int, int], None]) -> list[Array]:
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what is compared."""
+        return list(self.axes)
+
+    def prepared(self, reference: Reference | Recorded) -> Cases:
+        """Themselves: they need nothing of PyTorch."""
+        return self
+
+    def of_reference(self, reference: Reference | Recorded, on_batch: OnBatch) -> list[Array]:
+        """PyTorch's values."""
+        return self._vectors(reference, on_batch)
+
+    def of_engine(self, runners: dict[str, Runner], on_batch: OnBatch) -> list[Array]:
+        """An engine's values."""
+        return self._vectors(runners[MODEL].run, on_batch)
+
+    def _vectors(self, call: Call, on_batch: OnBatch) -> list[Array]:
         """Run every batch, and keep the values that count: `[n, values]` arrays.
 
         Of an output per token, those of real tokens; padding has no meaning.
@@ -48,24 +85,119 @@ class Cases:
         return found
 
 
-def cases_from_texts(artifact: Artifact, texts: Iterable[Text]) -> Cases:
-    """The texts in batches of similar length.
+def cases_of(
+    artifact: Artifact, data: str | Path | None, column: str, limit: int
+) -> Cases | GenerationCases:
+    """The first `limit` rows of a data file, or else the samples that export kept.
+
+    Raises:
+        UsageError: the artifact has no tokenizer, or reads images or tensors and a data file is
+            given.
+        BadData: the data file cannot be used.
+    """
+    manifest = artifact.manifest
+    if TENSOR_SAMPLES in manifest.files:
+        if data is not None:
+            raise UsageError(
+                "this artifact takes tensors, not text",
+                where=str(artifact.path),
+                fix="Leave --data out: it is compared on the samples kept at export",
+            )
+        return _cases_from_tensors(artifact)
+    if manifest.images is not None or manifest.audio is not None:
+        if data is not None:
+            raise UsageError(
+                "an artifact for images or recordings is verified on its own samples",
+                fix="Leave --data out",
+            )
+        return _cases_from_sample_media(artifact)
+    generates = DECODER in artifact.manifest.graphs
+    limit = min(limit, MOST_ROWS) if generates else limit
+    texts, origin, sha256 = _texts_of(artifact, data, column, limit)
+    if generates:
+        feeds = text_feeds(artifact, [text for text in texts if text])
+        if ENCODER not in manifest.graphs and manifest.preprocess is not None:
+            feeds = [_with_room(feed, manifest.preprocess.max_length - TOKENS) for feed in feeds]
+        rows = sum(len(feed[ATTENTION_MASK]) for feed in feeds)
+        return GenerationCases(feeds, artifact.manifest, rows, "texts", origin, sha256)
+    feeds = text_feeds(artifact, texts)
+    return Cases(feeds, _output_axes(artifact), len(texts), "texts", origin, sha256)
+
+
+def _with_room(feed: Feed, longest: int) -> Feed:
+    """The end of each prompt, so that the tokens to be said are within what the model reads."""
+    return {
+        name: np.ascontiguousarray(array[:, -max(1, longest) :]) for name, array in feed.items()
+    }
+
+
+def _texts_of(
+    artifact: Artifact, data: str | Path | None, column: str, limit: int
+) -> tuple[list[str], str, str]:
+    if data is None:
+        return sample_texts(artifact)[:limit], _SAMPLES, artifact.sha256(SAMPLES)
+    from tfc.runtime.jobs import texts_from_jsonl
+
+    path = Path(data)
+    return texts_from_jsonl(path, column, limit), str(path), sha256_of_file(path)
+
+
+def text_feeds(artifact: Artifact, texts: Iterable[Text]) -> list[Feed]:
+    """Model inputs of the texts, in batches of similar length.
 
     Raises:
         UsageError: the artifact has no tokenizer.
     """
     encoder = text_encoder_of(artifact)
     encodings = sorted(encoder.encode(list(texts)), key=len)
-    feeds: list[Feed] = [
-        dict(encoder.pad(encodings[i : i + _BATCH])) for i in range(0, len(encodings), _BATCH)
-    ]
-    return Cases(feeds, _output_axes(artifact), len(encodings))
+    return [dict(encoder.pad(encodings[i : i + _BATCH])) for i in range(0, len(encodings), _BATCH)]
 
 
-def cases_from_samples(artifact: Artifact, recorded: Recorded) -> Cases:
-    """The samples of a module that takes tensors."""
+def sample_media_feeds(artifact: Artifact) -> list[Feed]:
+    """The images or recordings that export kept, in one batch, and two of noise."""
+    feed: Feed = dict(_media_batch(artifact.manifest, _sample_media(artifact)))
+    (array,) = feed.values()
+    noise = np.random.default_rng(0).standard_normal(array[:2].shape, dtype=np.float32)
+    return [feed, dict.fromkeys(feed, noise)]
+
+
+def _media_batch(manifest: Manifest, files: list[Path]) -> dict[str, Array]:
+    if manifest.audio is not None:
+        recordings = AudioEncoder(manifest.audio)
+        return dict(recordings.batch(recordings.encode(files)))
+    assert manifest.images is not None
+    images = ImageEncoder(manifest.images)
+    return dict(images.batch(images.encode(files)))
+
+
+def sample_texts(artifact: Artifact) -> list[str]:
+    """The texts that export kept."""
+    lines = artifact.file(SAMPLES).read_text(encoding="utf-8").splitlines()
+    return [str(json.loads(line)["text"]) for line in lines]
+
+
+def _cases_from_sample_media(artifact: Artifact) -> Cases | GenerationCases:
+    manifest, files = artifact.manifest, _sample_media(artifact)
+    feeds = sample_media_feeds(artifact)
+    rows = sum(len(array) for feed in feeds for array in feed.values())
+    sha256 = hashlib.sha256("".join(map(sha256_of_file, files)).encode()).hexdigest()
+    if manifest.audio is not None:
+        return GenerationCases(feeds, manifest, rows, "recordings", _SAMPLES, sha256)
+    return Cases(feeds, _output_axes(artifact), rows, "images", _SAMPLES, sha256)
+
+
+def _cases_from_tensors(artifact: Artifact) -> Cases:
+    """The samples of a module, with what PyTorch gave for them at export."""
+    recorded = recorded_from_artifact(artifact)
     feeds = [sample.inputs for sample in recorded.samples]
-    return Cases(feeds, _output_axes(artifact), len(feeds))
+    sha256 = artifact.sha256(TENSOR_SAMPLES)
+    axes = _output_axes(artifact)
+    return Cases(feeds, axes, len(feeds), "inputs", _SAMPLES, sha256, recorded)
+
+
+def _sample_media(artifact: Artifact) -> list[Path]:
+    names = [n for n in artifact.manifest.files if n.startswith(f"{SAMPLE_FILES}/")]
+    return [artifact.file(name) for name in sorted(names)]
 
 
 def text_encoder_of(artifact: Artifact) -> TextEncoder:
@@ -81,7 +213,8 @@ def text_encoder_of(artifact: Artifact) -> TextEncoder:
             where=str(artifact.path),
             fix="Compare its engines with Session.run on your own tensors",
         )
-    names = [spec.name for spec in manifest.signature.inputs]
+    names = [s.name for s in manifest.signature.inputs if s.name in TOKENIZER_INPUTS]
+    names = names or [INPUT_IDS]  # a model that hears: its tokenizer gives what its decoder reads
     return TextEncoder(artifact.file(manifest.preprocess.tokenizer), manifest.preprocess, names)
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tfc.artifact import MANIFEST, Artifact, new_manifest_files
 from tfc.errors import TfcError, UsageError, require
 from tfc.files import staged_folder
-from tfc.manifest import Manifest, Step, manifest_to_json
+from tfc.manifest import Manifest, Step
+from tfc.manifest_json import manifest_to_json
 from tfc.steps.record import onnxruntime_version, versions_of
 
 if TYPE_CHECKING:
@@ -142,10 +143,11 @@ def write_artifact(target: Path, step: Step, work: Callable[[Path], Exported]) -
     """Let `work` write graphs into a folder, add the manifest, and put the folder at `target`.
 
     Raises:
-        CheckFailed: a graph is wrong; what shows it is kept in `<target>.failed`.
+        CheckFailed: a graph is wrong; what shows it is kept in `<target>.failed`, but for models
+            that generate.
     """
+    from tfc.exporter.comparison import GraphDiffers
     from tfc.exporter.evidence import failure_with_evidence
-    from tfc.exporter.parity import GraphDiffers
 
     begun = time.perf_counter()
     with staged_folder(target) as folder:
@@ -178,6 +180,8 @@ def _manifest(exported: Exported, folder: Path, step: Step, seconds: float) -> M
         task=exported.task,
         graphs=exported.graphs,
         preprocess=exported.preprocess,
+        images=exported.images,
+        audio=exported.audio,
         files=files,
         steps=[done],
     )

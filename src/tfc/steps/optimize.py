@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tfc.artifact import Artifact, graph_file
 from tfc.errors import BadArtifact, require
 from tfc.manifest import MODEL, Step
-from tfc.steps.record import OnProgress, no_progress, onnxruntime_version, probe_feeds, versions_of
+from tfc.steps.probes import probe_feeds
+from tfc.steps.record import OnProgress, no_progress, onnxruntime_version, versions_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,9 +30,8 @@ class OptimizeResult:
 
 def optimized_file(target: str, graph: str = MODEL, precision: str = "fp32") -> str:
     """The name of an optimized graph in the artifact."""
-    which = "" if graph == MODEL else f".{graph}"
     suffix = "" if precision == "fp32" else f".{precision}"
-    return f"optimized/{target}{which}{suffix}.onnx"
+    return f"optimized/{target}{suffix}/{graph_file(graph)}"
 
 
 def step_name(target: str) -> str:

@@ -10,7 +10,8 @@ from tfc.artifact import Artifact
 from tfc.errors import ContractNotReached, UsageError
 from tfc.manifest import Step
 from tfc.steps.optimize import optimized_file
-from tfc.steps.record import onnxruntime_version, probe_feeds, versions_of
+from tfc.steps.probes import probe_feeds
+from tfc.steps.record import onnxruntime_version, versions_of
 
 PRECISIONS = ("fp32", "fp16")
 # Half precision keeps 11 bits; over a deep encoder its rounding adds up to a few 1e-3 of the

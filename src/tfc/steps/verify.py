@@ -6,33 +6,27 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tfc.artifact import SAMPLES, VERIFY_REPORT, Artifact
+from tfc.artifact import VERIFY_REPORT, Artifact
 from tfc.errors import BackendUnavailable, BadArtifact, UsageError
-from tfc.files import sha256_of_file
-from tfc.manifest import MODEL, Engine, Verdict
+from tfc.manifest import Engine, Verdict
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.parity import Parity, Tolerance, failures, parity_of, tolerance_of
-from tfc.steps.cases import Call, Cases, cases_from_samples, cases_from_texts
-from tfc.steps.record import OnProgress, no_progress, sample_texts, versions_of
-from tfc.steps.reference import (
-    Recorded,
-    Reference,
-    recorded_from_artifact,
-    reference_from_artifact,
-)
-from tfc.tensor_samples import TENSOR_SAMPLES
+from tfc.steps.cases import Cases, cases_of
+from tfc.steps.generation_cases import GenerationCases
+from tfc.steps.record import OnProgress, no_progress, versions_of
+from tfc.steps.reference import reference_from_artifact
 
 VERIFIED, FAILED, NOT_RUN = "verified", "failed", "not run"
 # PyTorch in fp32 is run on at most this many rows unless the caller asks for more.
 DEFAULT_LIMIT = 512
-_KEPT = "the samples kept at export"
 KEPT_OUTPUTS = "what PyTorch gave at export"
 
 
@@ -49,14 +43,28 @@ class EngineVerdict:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """The verdicts, on how many rows of which data, on which output, and against what."""
+    """The verdicts, and what they were found on."""
 
     artifact: Artifact
     verdicts: tuple[EngineVerdict, ...]
-    rows: int
-    data: str
-    output: str
-    reference: str
+    cases: Cases | GenerationCases
+
+    @property
+    def rows(self) -> int:
+        """How many inputs were compared."""
+        return self.cases.rows
+
+    @property
+    def output(self) -> str:
+        """The names of the outputs that were compared."""
+        return ", ".join(self.cases.outputs)
+
+    @property
+    def reference(self) -> str:
+        """What engines were compared with."""
+        if isinstance(self.cases, Cases) and self.cases.recorded is not None:
+            return KEPT_OUTPUTS
+        return f"PyTorch with {self.artifact.manifest.checkpoint.source}"
 
     @property
     def failed(self) -> list[str]:
@@ -97,41 +105,19 @@ def verify(
         BadCheckpoint: the checkpoint is not there or is another one.
     """
     names = _engine_names(artifact, engines)
-    reference: Reference | Recorded
-    if TENSOR_SAMPLES in artifact.manifest.files:
-        if data is not None:
-            raise UsageError(
-                "this artifact takes tensors, not text",
-                where=str(artifact.path),
-                fix="Leave --data out: it is compared on the samples kept at export",
-            )
-        reference = recorded_from_artifact(artifact)
-        cases = cases_from_samples(artifact, reference)
-        data_name, data_hash = _KEPT, artifact.sha256(TENSOR_SAMPLES)
-        return _compared(artifact, names, cases, reference, data_name, data_hash, on_progress)
-    texts, data_name, data_hash = _texts(artifact, data, text_column, limit)
-    cases = cases_from_texts(artifact, texts)
-    reference = reference_from_artifact(
-        artifact,
-        checkpoint=checkpoint,
-        base=base,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-    )
-    return _compared(artifact, names, cases, reference, data_name, data_hash, on_progress)
-
-
-def _compared(
-    artifact: Artifact,
-    names: Sequence[str],
-    cases: Cases,
-    reference: Reference | Recorded,
-    data: str,
-    data_hash: str,
-    on_progress: OnProgress,
-) -> VerifyResult:
-    """Run the engines and record their verdicts."""
-    expected = _vectors(reference, cases, on_progress, "PyTorch fp32")
+    cases = cases_of(artifact, data, text_column, limit)
+    # Each kind of cases asks its own kind of reference.
+    reference: Any = cases.recorded if isinstance(cases, Cases) else None
+    if reference is None:
+        reference = reference_from_artifact(
+            artifact,
+            checkpoint=checkpoint,
+            base=base,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+    cases = cases.prepared(reference)
+    expected = cases.of_reference(reference, partial(on_progress, "PyTorch fp32"))
     floors: dict[str, list[npt.NDArray[Any]]] = {}
     found = []
     for name in names:
@@ -139,14 +125,13 @@ def _compared(
         precision = engine.precision
         if precision != "fp32" and precision not in floors and _why_not_run(engine) == "":
             half = reference.in_precision(precision)
-            floors[precision] = _vectors(half, cases, on_progress, f"PyTorch {precision}")
+            floors[precision] = cases.of_reference(
+                half, partial(on_progress, f"PyTorch {precision}")
+            )
         floor = floors.get(precision)
         found.append(_verdict(artifact, name, cases, expected, floor, on_progress))
-    output = ", ".join(cases.axes)
-    source = artifact.manifest.checkpoint.source
-    truth = KEPT_OUTPUTS if isinstance(reference, Recorded) else f"PyTorch with {source}"
-    result = VerifyResult(artifact, tuple(found), cases.rows, data, output, truth)
-    _record(result, data_hash)
+    result = VerifyResult(artifact, tuple(found), cases)
+    _record(result)
     return result
 
 
@@ -168,24 +153,6 @@ def _engine_names(artifact: Artifact, asked: Sequence[str]) -> list[str]:
     return list(asked) or list(engines)
 
 
-def _texts(
-    artifact: Artifact, data: str | Path | None, column: str, limit: int
-) -> tuple[list[Any], str, str]:
-    if data is None:
-        texts = sample_texts(artifact)[:limit]
-        return texts, _KEPT, artifact.sha256(SAMPLES)
-    from tfc.runtime.jobs import texts_from_jsonl
-
-    path = Path(data)
-    return texts_from_jsonl(path, column, limit), str(path), sha256_of_file(path)
-
-
-def _vectors(
-    call: Call, cases: Cases, on_progress: OnProgress, what: str
-) -> list[npt.NDArray[Any]]:
-    return cases.vectors(call, lambda done, total: on_progress(what, done, total))
-
-
 def _why_not_run(engine: Engine) -> str:
     """Why the engine cannot be run on this machine; empty if it can."""
     return backend_of(engine.backend).availability().why_not_run
@@ -194,7 +161,7 @@ def _why_not_run(engine: Engine) -> str:
 def _verdict(
     artifact: Artifact,
     name: str,
-    cases: Cases,
+    cases: Cases | GenerationCases,
     expected: list[npt.NDArray[Any]],
     floor: list[npt.NDArray[Any]] | None,
     on_progress: OnProgress,
@@ -208,7 +175,7 @@ def _verdict(
     except (BadArtifact, BackendUnavailable) as error:
         return EngineVerdict(name, FAILED, str(error), None, None)
     try:
-        got = _vectors(runners[MODEL].run, cases, on_progress, name)
+        got = cases.of_engine(runners, partial(on_progress, name))
     finally:
         close_all(runners)
     tolerance = tolerance_of(expected, floor, engine.precision)
@@ -219,7 +186,7 @@ def _verdict(
     )
 
 
-def _record(result: VerifyResult, data_hash: str) -> None:
+def _record(result: VerifyResult) -> None:
     """Write reports/verify.json and the verdicts into the manifest."""
     artifact = result.artifact
     versions = versions_of("torch", "transformers")
@@ -230,14 +197,14 @@ def _record(result: VerifyResult, data_hash: str) -> None:
             verdict=found.verdict,
             reason=found.reason,
             engine_sha256=artifact.engine_sha256(engine),
-            data_sha256=data_hash,
+            data_sha256=result.cases.sha256,
             tolerance=found.tolerance.as_json() if found.tolerance else {},
             outputs={result.output: found.parity.as_json()} if found.parity else {},
             versions={**versions, **engine.versions},
             hardware=backend_of(engine.backend).availability().hardware,
         )
     report = {
-        "data": result.data,
+        "data": result.cases.origin,
         "reference": result.reference,
         "rows": result.rows,
         "engines": {v.engine: dataclasses.asdict(records[v.engine]) for v in result.verdicts},

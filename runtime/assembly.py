@@ -1,0 +1,189 @@
+"""What a session puts together to predict with a model: its task, its feeder, its batch runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tfc.artifact import Artifact
+from tfc.errors import BadArtifact, UsageError
+from tfc.manifest import DECODER, MODEL, Engine, Manifest
+from tfc.runtime.audio import AudioEncoder
+from tfc.runtime.backends.base import Profile, Runner
+from tfc.runtime.feeding import (
+    BatchRunner,
+    Feeder,
+    GraphRunner,
+    MediaEncoder,
+    MediaFeeder,
+    TextFeeder,
+)
+from tfc.runtime.generation_runner import GenerationRunner
+from tfc.runtime.images import ImageEncoder
+from tfc.runtime.rows import Columns
+from tfc.runtime.tasks import GENERATION_TASKS, MEDIA_TASKS, TEXT_TASKS
+from tfc.runtime.tasks.base import Task, TextModel, check_outputs
+from tfc.runtime.tasks.generation import DecodingOptions, settings_of
+from tfc.runtime.tasks.media import MediaModel
+from tfc.runtime.tasks.options import options_from_values
+from tfc.runtime.tensors import profile_of
+from tfc.runtime.tokenization import TOKENIZER_INPUTS, TextEncoder
+
+Runners = Mapping[str, Runner]
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts for one model.
+
+    Attributes:
+        kind: the task's class; called with `model` and the options of a call.
+        model: what the task knows of the model.
+        feeder: makes batches.
+        run: makes what runs batches, from the loaded graphs and the options of a call.
+    """
+
+    kind: Any
+    model: Any
+    feeder: Feeder
+    run: Callable[[Runners, Any], BatchRunner]
+
+    @property
+    def columns(self) -> Columns:
+        """The fields of a job's rows, where the caller names none."""
+        columns: Columns = self.kind.columns
+        return columns
+
+    @property
+    def options(self) -> type:
+        """The dataclass of what a call may choose."""
+        kind: type = self.kind.options
+        return kind
+
+    def task(self, options: Mapping[str, object]) -> Task:
+        """The task with the options of one call.
+
+        Raises:
+            UsageError: an option that the task does not have, or a value that it does not take.
+        """
+        task: Task = self.kind(self.model, self._parsed(options))
+        return task
+
+    def batch_runner(self, runners: Runners, options: Mapping[str, object]) -> BatchRunner:
+        """What runs the graphs, with the options of one call."""
+        return self.run(runners, self._parsed(options))
+
+    def _parsed(self, options: Mapping[str, object]) -> Any:
+        return options_from_values(self.kind.name, self.kind.options, options)
+
+
+def assembly_of(artifact: Artifact, engine: Engine) -> Assembly | None:
+    """The parts for the artifact's task; None for a model that takes tensors only.
+
+    Raises:
+        BadArtifact: the graphs or the preprocessing do not fit the task.
+    """
+    manifest, profile = artifact.manifest, profile_of(engine)
+    name = manifest.task.name
+    if name in MEDIA_TASKS:
+        return _media_assembly(artifact)
+    if manifest.preprocess is None:
+        return None
+    if name in GENERATION_TASKS:
+        return _generation_assembly(artifact, profile)
+    return _text_assembly(artifact, profile) if name in TEXT_TASKS else None
+
+
+def _text_assembly(artifact: Artifact, profile: Profile) -> Assembly:
+    manifest = artifact.manifest
+    kind = TEXT_TASKS[manifest.task.name]
+    signature = manifest.graphs[MODEL].signature
+    names = kind.outputs(manifest.task)
+    check_outputs(names, manifest.task, signature)
+    encoder = _text_encoder(artifact, kind.offsets)
+    feeder = TextFeeder(encoder, signature, profile)
+    longest = min(encoder.preprocess.max_length, feeder.longest)
+    return Assembly(
+        kind,
+        TextModel(manifest.task, encoder, longest),
+        feeder,
+        lambda runners, _: GraphRunner(runners[MODEL], signature, names),
+    )
+
+
+def _generation_assembly(artifact: Artifact, profile: Profile) -> Assembly:
+    manifest = artifact.manifest
+    encoder = _text_encoder(artifact)
+    feeder = TextFeeder(encoder, manifest.signature, profile)
+    longest = min(encoder.preprocess.max_length, feeder.longest)
+    return Assembly(
+        GENERATION_TASKS[manifest.task.name],
+        TextModel(manifest.task, encoder, longest),
+        feeder,
+        _decoding(manifest, feeder.most_rows),
+    )
+
+
+def _media_assembly(artifact: Artifact) -> Assembly:
+    manifest = artifact.manifest
+    kind = MEDIA_TASKS[manifest.task.name]
+    writes = DECODER in manifest.graphs
+    text = _text_encoder(artifact) if writes else None
+    feeder = MediaFeeder(_media_encoder(manifest))
+    if writes:
+        run = _decoding(manifest, feeder.most_rows)
+    else:
+        names, signature = kind.outputs(manifest.task), manifest.signature
+        check_outputs(names, manifest.task, signature)
+
+        def run(runners: Runners, _: Any) -> BatchRunner:
+            return GraphRunner(runners[MODEL], signature, names)
+
+    return Assembly(kind, MediaModel(manifest.task, feeder.encoder, text), feeder, run)
+
+
+def _decoding(manifest: Manifest, most_rows: int) -> Callable[[Runners, Any], BatchRunner]:
+    limit = manifest.preprocess.max_length if manifest.preprocess is not None else None
+
+    def run(runners: Runners, options: DecodingOptions) -> BatchRunner:
+        settings = settings_of(manifest.task.generation, options)
+        return GenerationRunner(
+            runners,
+            manifest.graphs,
+            settings,
+            options,
+            positions=limit,
+            most_rows=most_rows,
+            speech=manifest.task.speech,
+        )
+
+    return run
+
+
+def _media_encoder(manifest: Manifest) -> MediaEncoder:
+    if manifest.images is not None:
+        return ImageEncoder(manifest.images)
+    if manifest.audio is not None:
+        return AudioEncoder(manifest.audio)
+    raise BadArtifact(
+        f"the manifest does not say how the inputs of {manifest.task.name} become tensors",
+        fix="Export the checkpoint again with: tfc export --overwrite",
+    )
+
+
+def _text_encoder(artifact: Artifact, offsets: bool = False) -> TextEncoder:
+    manifest = artifact.manifest
+    assert manifest.preprocess is not None
+    names = [spec.name for spec in manifest.signature.inputs if spec.name in TOKENIZER_INPUTS]
+    return TextEncoder(
+        artifact.file(manifest.preprocess.tokenizer),
+        manifest.preprocess,
+        names or [*TOKENIZER_INPUTS][:1],
+        offsets=offsets,
+    )
+
+
+def takes_tensors_only(task: str) -> UsageError:
+    """What calls with items say where there is no assembly."""
+    return UsageError(f"this model ({task}) takes tensors, not text", fix="Call Session.run")

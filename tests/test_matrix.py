@@ -1,0 +1,76 @@
+"""Every family of README's table: checkpoint → parity → fusions → verified → compiled kernels.
+
+`TFC_RECORD_SUPPORT=1 pytest tests/test_matrix.py` writes tests/support.json anew.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matrix import CASES, SUPPORT, Case, recorded, table, table_in_readme
+
+import tfc
+from tfc.errors import ContractNotReached
+
+pytestmark = pytest.mark.ort
+RECORDING = bool(os.environ.get("TFC_RECORD_SUPPORT"))
+has_rtx = importlib.util.find_spec("tensorrt_rtx") is not None
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_from_checkpoint_to_kernels(case: Case, tmp_path: Path) -> None:
+    case.save(tmp_path / "checkpoint")
+    task = case.task if case.asked else None
+    artifact = tfc.export(tmp_path / "checkpoint", tmp_path / "artifact", task=task).artifact
+    assert artifact.manifest.task.name == case.task
+    assert 0 < artifact.manifest.steps[0].result["parity"]["relative"] < 1e-5
+    row = found_of(artifact)
+    tfc.build_engine(artifact, backend="onnxruntime", allow_missed=True)
+    assert tfc.verify(artifact).failed == []
+    if has_rtx:
+        row["tensorrt_kernels"] = kernels_of(artifact)
+    if RECORDING:
+        every = recorded() if SUPPORT.exists() else {}
+        SUPPORT.write_text(
+            json.dumps({**every, case.name: row}, indent=1, sort_keys=True) + "\n", "utf-8"
+        )
+    expected = recorded()[case.name]
+    assert row == {key: expected[key] for key in row}
+
+
+def found_of(artifact: tfc.Artifact) -> dict[str, str]:
+    """The fusions of both targets, and whether each found all that there is to fuse."""
+    row = {}
+    whole = True
+    for target in ("onnxruntime", "tensorrt"):
+        report = tfc.optimize(artifact, target, allow_missed=True).report
+        assert report["reverted"] == []
+        row[target] = shown(report["fusions"])
+        whole = whole and all(c["found"] >= c["expected"] for c in report["fusions"].values())
+    return {**row, "fused": "yes" if whole else "no"}
+
+
+def kernels_of(artifact: tfc.Artifact) -> str:
+    """Of the fp16 plan: the fused-attention kernels, of so many attention blocks in the graph."""
+    try:
+        built = tfc.build_engine(
+            artifact, precision="fp16", backend="tensorrt-rtx", allow_missed=True
+        )
+    except ContractNotReached as error:
+        return error.what
+    audit = built.engine.audit
+    return f"fused attention {audit['fused_attention']}/{audit['wanted']['fused_attention']}"
+
+
+def shown(fusions: dict[str, Any]) -> str:
+    return ", ".join(f"{kind} {c['found']}/{c['expected']}" for kind, c in fusions.items())
+
+
+def test_the_readme_has_the_table_of_what_ran() -> None:
+    assert set(recorded()) == {case.name for case in CASES}
+    assert table_in_readme() == table()
