@@ -10,7 +10,7 @@ from typing import Any
 from tfc.artifact import MANIFEST
 from tfc.errors import BadCheckpoint
 
-_SUFFIXES = {".json", ".txt", ".model", ".safetensors"}
+_SUFFIXES = {".json", ".txt", ".model", ".spm", ".safetensors"}
 # Written by trainers beside the model; they do not change what the model computes.
 _NOT_MODEL = {"trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}
 # Pickles that trainers write beside the model. They are never read.

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from tfc.errors import BadCheckpoint, first_line
+from tfc.errors import BadCheckpoint, first_line, require
 from tfc.exporter.adapters import config_for_adapter, saved_weights, with_adapter
 from tfc.exporter.modules import (
     EmbeddingOf,
@@ -23,6 +23,7 @@ from tfc.exporter.modules import (
     TextOutputsOf,
     classifies_at_eos,
 )
+from tfc.exporter.portable_tokenizer import check_portable, portable_from_tokenizer
 from tfc.exporter.sentence_embedding import IDENTITY, EmbeddingHead
 from tfc.exporter.source import Source
 from tfc.exporter.tasks import FEATURE_EXTRACTION, IMAGE, IMAGE_FEATURE_EXTRACTION, TaskSpec
@@ -91,11 +92,16 @@ def wrapped(
     return module.eval()
 
 
-def tokenizer_from_source(source: Source, *, trust_remote_code: bool) -> Any:
-    """The checkpoint's fast tokenizer.
+def tokenizer_from_source(
+    source: Source, *, trust_remote_code: bool, writes_text: bool = False
+) -> Any:
+    """The checkpoint's tokenizer, of which `portable_from_tokenizer` gives the form without Python.
+
+    Where the model `writes_text`, that form is checked to decode as the tokenizer does.
 
     Raises:
-        BadCheckpoint: there is none, or it has no fast (Rust) form.
+        BadCheckpoint: there is none, or that form is not known or gives other tokens.
+        MissingPackage: that form takes a package that is not installed.
     """
     folders = [source.folder] if source.base is None else [source.folder, source.base.folder]
     folder = next((f for f in folders if any(map(any, map(f.glob, _TOKENIZER_FILES)))), None)
@@ -111,17 +117,16 @@ def tokenizer_from_source(source: Source, *, trust_remote_code: bool) -> Any:
                 str(folder), trust_remote_code=trust_remote_code, local_files_only=True
             )
     except (*_LOADING_ERRORS, AttributeError, TypeError) as error:
+        if "sentencepiece" in str(error).lower():
+            require("sentencepiece", "compile")
         raise BadCheckpoint(
             f"the tokenizer cannot be loaded ({first_line(error)})",
             where=source.given,
             fix="Save it into the folder with tokenizer.save_pretrained()",
         ) from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise BadCheckpoint(
-            f"the tokenizer {type(tokenizer).__name__} has no fast form",
-            where=source.given,
-            fix="Save a fast tokenizer (tokenizer.json) into the folder",
-        )
+    with _quiet():  # of texts that are longer than the model takes
+        portable = portable_from_tokenizer(tokenizer, source.given)
+        check_portable(tokenizer, portable, source.given, writes_text=writes_text)
     return tokenizer
 
 

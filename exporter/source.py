@@ -24,7 +24,10 @@ from tfc.files import sha256_of_json, sha256_of_tree
 
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
-_DOWNLOADED = ["*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/*.safetensors"]
+_DOWNLOADED = [
+    *("*.json", "*.txt", "*.model", "*.spm", "*.safetensors"),
+    *("*/config.json", "*/*.safetensors"),
+]
 _PICKLES = ["*.bin", "*/*.bin"]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tfc.artifact import SAMPLES, TOKENIZER, graph_file
+from tfc.errors import BadCheckpoint
 from tfc.exporter.comparison import check_outputs
 from tfc.exporter.cross_encoder import score_activation_of
 from tfc.exporter.exported import Exported, Loaded, identity_of
@@ -22,6 +23,7 @@ from tfc.exporter.loading import (
     wrapped,
 )
 from tfc.exporter.modules import is_projected
+from tfc.exporter.portable_tokenizer import portable_from_tokenizer
 from tfc.exporter.samples import SAMPLE_TEXTS
 from tfc.exporter.sentence_embedding import (
     IDENTITY,
@@ -35,6 +37,7 @@ from tfc.exporter.sentence_embedding import (
 from tfc.exporter.source import Source
 from tfc.exporter.tasks import (
     FEATURE_EXTRACTION,
+    FILL_MASK,
     TEXT_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     ZERO_SHOT_CLASSIFICATION,
@@ -58,10 +61,14 @@ def export_text(loaded: Loaded) -> Exported:
     """
     source, spec, model = loaded.source, loaded.spec, loaded.model
     head = _head_of(source, spec)
-    tokenizer = tokenizer_from_source(source, trust_remote_code=loaded.trust_remote_code)
+    tokenizer = tokenizer_from_source(
+        source,
+        trust_remote_code=loaded.trust_remote_code,
+        writes_text=spec.name == FILL_MASK,
+    )
     check_vocabulary(source, model, tokenizer)
     if lowercases(source):
-        _lowercase(tokenizer.backend_tokenizer)
+        _lowercase(tokenizer, source)
     _give_pad_token(model, tokenizer)
     limit = max_length_of(model, tokenizer, head, loaded.max_length)
     names = _input_names(model, tokenizer)
@@ -106,12 +113,10 @@ def write_tokenizer(
     default_prompt: str = "",
 ) -> Preprocess:
     """Write `tokenizer.json`, and say how text becomes tensors."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
+    portable = portable_from_tokenizer(tokenizer, where=str(folder))
     path = folder / TOKENIZER
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(backend.to_str(pretty=False), encoding="utf-8")
+    path.write_text(portable.rust.to_str(pretty=False), encoding="utf-8")
     mask_id = getattr(tokenizer, "mask_token_id", None)
     return Preprocess(
         tokenizer=TOKENIZER,
@@ -122,6 +127,8 @@ def write_tokenizer(
         prompts=prompts or {},
         default_prompt=default_prompt,
         mask_id=int(mask_id) if mask_id is not None else None,
+        missing_from=portable.missing_from,
+        unknown_id=portable.unknown_id,
     )
 
 
@@ -131,10 +138,21 @@ def write_samples(folder: Path) -> None:
     (folder / SAMPLES).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _lowercase(backend: Any) -> None:
-    """Lower-case the text before anything else, as sentence-transformers does."""
+def _lowercase(tokenizer: Any, source: Source) -> None:
+    """Lower-case the text before anything else, as sentence-transformers does.
+
+    Raises:
+        BadCheckpoint: the tokenizer runs in Python, where nothing can be put before it.
+    """
     from tokenizers import normalizers
 
+    if not tokenizer.is_fast:
+        raise BadCheckpoint(
+            f"the text is to be lower-cased for {type(tokenizer).__name__}, which has no fast form",
+            where=source.given,
+            fix="Take do_lower_case out of sentence_bert_config.json, and lower-case texts first",
+        )
+    backend = tokenizer.backend_tokenizer
     inner = [] if backend.normalizer is None else [backend.normalizer]
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *inner])
 

@@ -127,8 +127,11 @@ class TextEncoder:
         """The token of an id."""
         return self._tokenizer.id_to_token(id) or ""
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """The text of tokens."""
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text that tokens spell: transformers' `decode` with the same `skip_special_tokens`.
+
+        The default is another: who reads a generated text does not want its `</s>`.
+        """
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     @cached_property
@@ -166,7 +169,7 @@ class TextEncoder:
         for row, encoding in enumerate(encodings):
             place = self.place(len(encoding), width)
             for name, array in arrays.items():
-                array[row, place] = _values(encoding, name)
+                array[row, place] = self._known(_values(encoding, name), name)
         return arrays
 
     def place(self, length: int, width: int) -> slice:
@@ -174,6 +177,13 @@ class TextEncoder:
         if self.preprocess.padding_side == "left":
             return slice(width - length, width)
         return slice(0, length)
+
+    def _known(self, values: list[int], name: str) -> list[int]:
+        """The ids with the unknown token for those that the model has no embedding of."""
+        first, unknown = self.preprocess.missing_from, self.preprocess.unknown_id
+        if name != INPUT_IDS or first is None or unknown is None:
+            return values
+        return [unknown if value >= first else value for value in values]
 
     @cached_property
     def _whole(self) -> Tokenizer:

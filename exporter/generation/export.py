@@ -34,7 +34,9 @@ def export_generation(loaded: Loaded) -> Exported:
         CheckFailed: the graphs do not say what the checkpoint says.
     """
     source, spec, model = loaded.source, loaded.spec, loaded.model
-    tokenizer = tokenizer_from_source(source, trust_remote_code=loaded.trust_remote_code)
+    tokenizer = tokenizer_from_source(
+        source, trust_remote_code=loaded.trust_remote_code, writes_text=True
+    )
     check_vocabulary(source, model, tokenizer)
     config = dict(model.generation_config.to_diff_dict())
     speech = None

@@ -91,7 +91,7 @@ class FillMask(TextTask[FillMaskOptions]):
         tokens[place] = token
         tokens = tokens[tokens != encoder.preprocess.pad_id]
         return {
-            "token_str": encoder.decode([token]),
+            "token_str": encoder.decode([token], skip_special_tokens=False),
             "token": token,
             "score": float(score),
             "sequence": encoder.decode(tokens.tolist(), skip_special_tokens=single),

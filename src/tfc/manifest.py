@@ -110,7 +110,8 @@ class Preprocess:
 
     `prompts` are texts that a model was trained to read before its input, by name, and
     `default_prompt` names the one that is used when none is asked for. `mask_id` is the token
-    that fill-mask predicts.
+    that fill-mask predicts. Ids that the tokenizer gives from `missing_from` on, where it is not
+    null, are pieces that the model does not know: it is given `unknown_id` for them.
     """
 
     tokenizer: str
@@ -121,6 +122,8 @@ class Preprocess:
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str = ""
     mask_id: int | None = None
+    missing_from: int | None = None
+    unknown_id: int | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,23 @@ def test_pads_on_the_side_and_with_the_ids_of_the_checkpoint(
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.int64)}
 
 
+def test_ids_that_the_model_does_not_know_are_the_unknown_token(tmp_path: Path) -> None:
+    path = bert_folder(tmp_path) / "tokenizer.json"
+    plain = TextEncoder(path, preprocess(), INPUTS)
+    known = plain.encode(["the cat"])[0].ids
+    cut = dataclasses.replace(preprocess(), missing_from=max(known), unknown_id=100)
+    arrays = TextEncoder(path, cut, INPUTS).pad(plain.encode(["the cat"]))
+    assert arrays["input_ids"][0].tolist() == [100 if i == max(known) else i for i in known]
+    assert arrays["attention_mask"][0].tolist() == [1] * len(known)
+
+
+def test_decodes_without_special_tokens(tmp_path: Path) -> None:
+    encoder = TextEncoder(bert_folder(tmp_path) / "tokenizer.json", preprocess(), INPUTS)
+    ids = encoder.encode(["Tokenization works."])[0].ids
+    assert encoder.decode(ids) == "tokenization works."
+    assert encoder.decode([]) == ""
+
+
 def test_gives_only_the_inputs_that_the_graph_has(tmp_path: Path) -> None:
     path = bert_folder(tmp_path) / "tokenizer.json"
     encoder = TextEncoder(path, preprocess(), ["input_ids", "attention_mask"])
@@ -280,7 +298,7 @@ def test_knows_the_vocabulary(tmp_path: Path) -> None:
     assert encoder.token_id("paris") == 3000
     assert encoder.token_id("no such token") is None
     assert encoder.token(103) == "[MASK]"
-    assert encoder.decode([101, 3000, 102]) == "[CLS] paris [SEP]"
-    assert encoder.decode([101, 3000, 102], skip_special_tokens=True) == "paris"
+    assert encoder.decode([101, 3000, 102], skip_special_tokens=False) == "[CLS] paris [SEP]"
+    assert encoder.decode([101, 3000, 102]) == "paris"
     assert encoder.subword_prefix == "##"
     assert encoder.unknown_id == 100

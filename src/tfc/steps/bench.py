@@ -210,7 +210,7 @@ def _full_batch(artifact: Artifact, batch: int, length: int) -> Feed:
     names = [spec.name for spec in artifact.manifest.signature.inputs]
     encoder = text_encoder_of(artifact)
     (encoding,) = encoder.encode([" ".join(sample_texts(artifact))])
-    ids = np.asarray(encoding.ids, np.int64)
+    ids = encoder.pad([encoding])["input_ids"][0]
     inner = np.resize(ids[1:-1] if len(ids) > 2 else ids, max(0, length - 2))
     row = np.concatenate([ids[:1], inner, ids[-1:]])[:length]
     feed = {name: np.zeros((batch, length), np.int64) for name in names}
