@@ -50,6 +50,26 @@ class ExportParity:
         }
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What shows that a graph is wrong; `got` and `parity` are None where it did not run."""
+
+    module: torch.nn.Module
+    model: Path
+    feed: Feed
+    expected: list[npt.NDArray[Any]]
+    got: list[npt.NDArray[Any]] | None
+    parity: ExportParity | None
+
+
+class GraphDiffers(CheckFailed):
+    """The graph does not say what the checkpoint says, with the inputs that show it."""
+
+    def __init__(self, what: str, where: str, evidence: Evidence) -> None:
+        super().__init__(what, where=where, fix=_FIX)
+        self.evidence = evidence
+
+
 def check_outputs(
     module: torch.nn.Module, model: Path, feeds: Sequence[Feed], where: str
 ) -> ExportParity:
@@ -58,38 +78,51 @@ def check_outputs(
     Masked positions of per-token outputs count too: a graph that is right computes them alike.
 
     Raises:
-        CheckFailed: the largest difference is above `RELATIVE_TOLERANCE` of the output's scale,
-            or one of the two is not finite.
+        GraphDiffers: the largest difference is above `RELATIVE_TOLERANCE` of the output's scale,
+            one of the two is not finite, or the graph does not run.
     """
     session = session_from_onnx(model, where)
     parity = ExportParity(0.0, 0.0, 0)
+    worst: Evidence | None = None
     for feed in feeds:
-        with torch.no_grad():
-            given = module(*(torch.from_numpy(array) for array in feed.values()))
-        expected = given if isinstance(given, tuple) else (given,)
-        for value, got in zip(expected, outputs_of(session, feed, where), strict=True):
-            parity = worse(parity, value.numpy(), got)
-    check_within_tolerance(parity, where)
+        expected = _expected(module, feed)
+        try:
+            got = outputs_of(session, feed, where)
+        except CheckFailed as error:
+            evidence = Evidence(module, model, feed, expected, None, None)
+            raise GraphDiffers(error.what, where, evidence) from error
+        before = parity.max_abs
+        for value, array in zip(expected, got, strict=True):
+            parity = worse(parity, value, array)
+        if worst is None or not parity.max_abs <= before:
+            worst = Evidence(module, model, feed, expected, got, parity)
+    check_within_tolerance(parity, where, worst)
     return parity
 
 
-def check_within_tolerance(parity: ExportParity, where: str) -> None:
+def check_within_tolerance(
+    parity: ExportParity, where: str, evidence: Evidence | None = None
+) -> None:
     """Refuse a difference above `RELATIVE_TOLERANCE` of the output's scale, or one without a value.
 
     Raises:
-        CheckFailed: the graph does not say what the checkpoint says.
+        CheckFailed: the graph does not say what the checkpoint says; with evidence, GraphDiffers.
     """
-    if not parity.relative <= RELATIVE_TOLERANCE:
-        raise CheckFailed(
-            f"the exported graph differs from the checkpoint by {parity.max_abs:.3g} on outputs "
-            f"of up to {parity.scale:.3g}, and {RELATIVE_TOLERANCE:.0e} of that is allowed",
-            where=where,
-            fix=_FIX,
-        )
+    if parity.relative <= RELATIVE_TOLERANCE:
+        return
+    what = (
+        f"the exported graph differs from the checkpoint by {parity.max_abs:.3g} on outputs "
+        f"of up to {parity.scale:.3g}, and {RELATIVE_TOLERANCE:.0e} of that is allowed"
+    )
+    if evidence is None:
+        raise CheckFailed(what, where=where, fix=_FIX)
+    raise GraphDiffers(what, where, evidence)
 
 
 def worse(parity: ExportParity, expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> ExportParity:
     """The verdict with one more pair of outputs taken in."""
+    if expected.dtype.kind in "bui":  # neither booleans nor unsigned integers can be subtracted
+        expected, got = expected.astype(np.float64), got.astype(np.float64)
     same = expected.shape == got.shape
     difference = float(np.abs(expected - got).max()) if same else float("inf")
     if not (np.isfinite(expected).all() and same and np.isfinite(got).all()):
@@ -99,6 +132,12 @@ def worse(parity: ExportParity, expected: npt.NDArray[Any], got: npt.NDArray[Any
         max(parity.scale, float(np.abs(expected).max())),
         parity.values + expected.size,
     )
+
+
+def _expected(module: torch.nn.Module, feed: Feed) -> list[npt.NDArray[Any]]:
+    with torch.no_grad():
+        given = module(*(torch.from_numpy(array) for array in feed.values()))
+    return [t.detach().numpy() for t in (given if isinstance(given, tuple) else (given,))]
 
 
 def session_from_onnx(model: Path | bytes, where: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Exported:
-    """What the manifest records about an export."""
+    """What the manifest records about an export; `longest` are limits of dynamic axes."""
 
     checkpoint: Checkpoint
     task: Task
@@ -41,6 +41,7 @@ class Exported:
     preprocess: Preprocess | None = None
     images: ImagePreprocess | None = None
     audio: AudioPreprocess | None = None
+    longest: dict[str, int] = field(default_factory=dict)
 
 
 def identity_of(source: Source, model: Any) -> Checkpoint:
@@ -52,4 +53,5 @@ def identity_of(source: Source, model: Any) -> Checkpoint:
         architecture=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters()),
         revision=source.revision,
+        base=source.base.given if source.base is not None else None,
     )

@@ -13,15 +13,18 @@ import transformers
 from safetensors import SafetensorError
 
 from tfc.errors import BadCheckpoint, first_line, require
+from tfc.exporter.adapters import config_for_adapter, saved_weights, with_adapter
 from tfc.exporter.modules import (
     EmbeddingOf,
     EosLogitsOf,
     ImageEmbeddingOf,
     ImageOutputsOf,
+    ScoresOf,
     TextOutputsOf,
+    classifies_at_eos,
 )
 from tfc.exporter.portable_tokenizer import check_portable, portable_from_tokenizer
-from tfc.exporter.sentence_embedding import EmbeddingHead
+from tfc.exporter.sentence_embedding import IDENTITY, EmbeddingHead
 from tfc.exporter.source import Source
 from tfc.exporter.tasks import FEATURE_EXTRACTION, IMAGE, IMAGE_FEATURE_EXTRACTION, TaskSpec
 
@@ -55,15 +58,22 @@ def model_from_source(
     }
     with _quiet():
         try:
-            model, info = _load(loader, source, options)
+            if source.base is not None:
+                options["config"] = config_for_adapter(source, loader, trust_remote_code)
+            model, info = _load(loader, source.base or source, options)
         except _LOADING_ERRORS as error:
             raise _loading_failed(source, error) from error
-    _check_complete(source, task, info)
-    return model.eval()
+        if source.base is None:
+            _check_complete(source, task, info)
+            return model.eval()
+        _check_complete(source, task, info, brought=frozenset(saved_weights(source)))
+        return with_adapter(source, model).eval()
 
 
-def wrapped(model: Any, task: TaskSpec, head: EmbeddingHead) -> torch.nn.Module:
-    """The model behind the named outputs of its task."""
+def wrapped(
+    model: Any, task: TaskSpec, head: EmbeddingHead, score: str = IDENTITY
+) -> torch.nn.Module:
+    """The model behind the named outputs of its task; `score` is what becomes of a lone logit."""
     module: torch.nn.Module
     if task.generates:
         return model
@@ -73,7 +83,9 @@ def wrapped(model: Any, task: TaskSpec, head: EmbeddingHead) -> torch.nn.Module:
         module = ImageEmbeddingOf(model)
     elif task.reads == IMAGE:
         module = ImageOutputsOf(model, task.outputs)
-    elif model.config.is_encoder_decoder and hasattr(model, "classification_head"):
+    elif score != IDENTITY and model.config.num_labels == 1:
+        module = ScoresOf(model, score)
+    elif classifies_at_eos(model):
         module = EosLogitsOf(model)
     else:
         module = TextOutputsOf(model, task.outputs)
@@ -91,7 +103,9 @@ def tokenizer_from_source(
         BadCheckpoint: there is none, or that form is not known or gives other tokens.
         MissingPackage: that form takes a package that is not installed.
     """
-    if not any(any(source.folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+    folders = [source.folder] if source.base is None else [source.folder, source.base.folder]
+    folder = next((f for f in folders if any(map(any, map(f.glob, _TOKENIZER_FILES)))), None)
+    if folder is None:
         raise BadCheckpoint(
             "this folder has no tokenizer",
             where=source.given,
@@ -100,7 +114,7 @@ def tokenizer_from_source(
     try:
         with _quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                str(source.folder), trust_remote_code=trust_remote_code, local_files_only=True
+                str(folder), trust_remote_code=trust_remote_code, local_files_only=True
             )
     except (*_LOADING_ERRORS, AttributeError, TypeError) as error:
         if "sentencepiece" in str(error).lower():
@@ -191,14 +205,16 @@ def _loading_failed(source: Source, error: Exception) -> BadCheckpoint:
     )
 
 
-def _check_complete(source: Source, task: TaskSpec, info: dict[str, Any]) -> None:
+def _check_complete(
+    source: Source, task: TaskSpec, info: dict[str, Any], brought: frozenset[str] = frozenset()
+) -> None:
+    """Refuse missing weights and wrong shapes, but for the weights that an adapter brings."""
     # A pooler is not part of token embeddings, and many checkpoints do not carry it.
     unused = "pooler." if task.name == FEATURE_EXTRACTION else "\0"
-    missing = sorted(k for k in info["missing_keys"] if not k.startswith(unused))
-    mismatched = sorted(
-        str(k[0]) if isinstance(k, tuple) else str(k) for k in info["mismatched_keys"]
-    )
-    for problem, keys in (("are missing", missing), ("have another shape", mismatched)):
+    missing = {k for k in info["missing_keys"] if not k.startswith(unused)}
+    mismatched = {str(k[0]) if isinstance(k, tuple) else str(k) for k in info["mismatched_keys"]}
+    for problem, found in (("are missing", missing), ("have another shape", mismatched)):
+        keys = sorted(found - brought)
         if keys:
             shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise BadCheckpoint(

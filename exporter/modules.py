@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from tfc.exporter.sentence_embedding import NO_POOLING, EmbeddingHead
+from tfc.errors import BadCheckpoint, first_line
+from tfc.exporter.sentence_embedding import NO_POOLING, Dense, EmbeddingHead, Normalize
 
 
 class TextOutputsOf(torch.nn.Module):
@@ -58,18 +60,12 @@ class EosLogitsOf(torch.nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits, before softmax or sigmoid."""
-        extra = {}
-        if hasattr(self.model, "_shift_right"):  # T5's base model does not do it itself
-            extra["decoder_input_ids"] = self.model._shift_right(input_ids)
-        hidden = self.model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **extra
-        ).last_hidden_state
-        is_end = (input_ids == self.model.config.eos_token_id).long()
-        places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-        logits: Tensor = self.model.classification_head(
-            _token_at(hidden, (is_end * places).argmax(dim=1))
-        )
-        return logits
+        return _eos_logits(self.model, input_ids, attention_mask)
+
+
+def classifies_at_eos(model: Any) -> bool:
+    """Whether the model is an encoder-decoder that classifies (BART, T5)."""
+    return bool(model.config.is_encoder_decoder) and hasattr(model, "classification_head")
 
 
 class EmbeddingOf(torch.nn.Module):
@@ -79,20 +75,97 @@ class EmbeddingOf(torch.nn.Module):
         super().__init__()
         self.model = model
         self.head = head
+        self.layers = torch.nn.ModuleList(map(_layer, head.layers))
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """Token embeddings, pooled and normalised as the head says."""
+        """Token embeddings, pooled, and through the layers of the head."""
         found = _call(self.model, input_ids, attention_mask, token_type_ids)
         if is_projected(self.model):
             return found.text_embeds
         hidden = found.last_hidden_state
         if self.head.pooling != NO_POOLING:
             hidden = pooled(hidden, attention_mask, self.head.pooling)
-        if self.head.normalize:
-            hidden = torch.nn.functional.normalize(hidden, p=2, dim=-1)
+        for layer in self.layers:
+            hidden = layer(hidden)
         return hidden
+
+
+class ScoresOf(torch.nn.Module):
+    """The score of a CrossEncoder, `[batch, 1]`: its logit behind an activation of torch.nn."""
+
+    def __init__(self, model: Any, activation: str) -> None:
+        super().__init__()
+        self.model = model
+        self.activation = getattr(torch.nn, activation)()
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """The score."""
+        if classifies_at_eos(self.model):
+            return (self.activation(_eos_logits(self.model, input_ids, attention_mask)),)
+        logits = _call(self.model, input_ids, attention_mask, token_type_ids).logits
+        return (self.activation(logits),)
+
+
+class UnitLength(torch.nn.Module):
+    """The Normalize module of sentence-transformers."""
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """`[…, hidden]`, each vector divided by its length."""
+        return torch.nn.functional.normalize(embedding, p=2, dim=-1)
+
+
+class DenseLayer(torch.nn.Module):
+    """The Dense module of sentence-transformers, with its weights.
+
+    Raises:
+        BadCheckpoint: the weights are missing or of another shape.
+    """
+
+    def __init__(self, dense: Dense) -> None:
+        super().__init__()
+        sizes = dense.in_features, dense.out_features
+        self.linear = torch.nn.Linear(*sizes, bias=dense.bias)
+        self.activation = getattr(torch.nn, dense.activation)()
+        self.residual = _residual(dense)
+        try:
+            self.load_state_dict(_weights(dense), strict=True)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise BadCheckpoint(
+                f"the weights of a Dense module cannot be loaded ({first_line(error)})",
+                where=str(dense.folder),
+                fix="Save the model again with sentence-transformers",
+            ) from error
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """`[batch, in_features]` → `[batch, out_features]`."""
+        found: Tensor = self.activation(self.linear(embedding))
+        return found if self.residual is None else found + self.residual(embedding)
+
+
+def _layer(layer: Dense | Normalize) -> torch.nn.Module:
+    return DenseLayer(layer) if isinstance(layer, Dense) else UnitLength()
+
+
+def _residual(dense: Dense) -> torch.nn.Module | None:
+    if not dense.residual:
+        return None
+    if dense.in_features == dense.out_features:
+        return torch.nn.Identity()
+    return torch.nn.Linear(dense.in_features, dense.out_features, bias=False)
+
+
+def _weights(dense: Dense) -> dict[str, Tensor]:
+    path = dense.folder / "model.safetensors"
+    if path.is_file():
+        return load_file(path)
+    # Permission for the pickle was checked when the checkpoint was located.
+    pickled = dense.folder / "pytorch_model.bin"
+    found: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
+    return found
 
 
 def is_projected(model: Any) -> bool:
@@ -137,6 +210,20 @@ def pooled(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
     total = (hidden * weights).sum(dim=1)
     count = weights.sum(dim=1).clamp(min=1e-9)
     return total / (count.sqrt() if mode == "mean_sqrt_len_tokens" else count)
+
+
+def _eos_logits(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    extra = {}
+    if hasattr(model, "_shift_right"):  # T5's base model does not do it itself
+        extra["decoder_input_ids"] = model._shift_right(input_ids)
+    hidden = model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **extra
+    ).last_hidden_state
+    is_end = (input_ids == model.config.eos_token_id).long()
+    places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+    last = (is_end * places).argmax(dim=1)
+    logits: Tensor = model.classification_head(_token_at(hidden, last))
+    return logits
 
 
 def _token_at(hidden: Tensor, index: Tensor) -> Tensor:

@@ -15,11 +15,13 @@ _NAMES = (PREPROCESSOR_CONFIG, "processor_config.json")
 def processor_config_of(source: Source, what: str) -> tuple[dict[str, Any], str]:
     """The processor's configuration and its path; `what` becomes tensors by it.
 
+    An adapter without one has that of its base.
+
     Raises:
         BadCheckpoint: there is none, or it is not a JSON object.
     """
-    for name in _NAMES:
-        path = source.folder / name
+    folders = [source.folder] if source.base is None else [source.folder, source.base.folder]
+    for path in (folder / name for folder in folders for name in _NAMES):
         if path.is_file():
             try:
                 return dict(json.loads(path.read_text(encoding="utf-8"))), str(path)

@@ -1,31 +1,34 @@
 """Find a checkpoint and say what it is, before anything is loaded.
 
-A checkpoint is a local folder or the id of a model on the Hugging Face hub. Weights must be
-safetensors unless the caller allows pickles, and code that comes with a checkpoint is never run
-unless the caller allows it.
+A checkpoint is a local folder or the id of a model on the Hugging Face hub: a whole model, or an
+adapter (`adapter_config.json`) with its base model. Weights must be safetensors unless the caller
+allows pickles, and code that comes with a checkpoint is never run unless the caller allows it.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfc.artifact import MANIFEST
-from tfc.errors import BadCheckpoint, first_line
-from tfc.files import sha256_of_tree
+from tfc.errors import BadCheckpoint, UsageError, first_line
+from tfc.exporter.checkpoint_files import (
+    check_weights,
+    config_of,
+    files_of,
+    json_object,
+    modules_of,
+)
+from tfc.files import sha256_of_json, sha256_of_tree
 
+ADAPTER_CONFIG = "adapter_config.json"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 _DOWNLOADED = [
     *("*.json", "*.txt", "*.model", "*.spm", "*.safetensors"),
     *("*/config.json", "*/*.safetensors"),
 ]
 _PICKLES = ["*.bin", "*/*.bin"]
-_SUFFIXES = {".json", ".txt", ".model", ".spm", ".safetensors"}
-# Written by trainers beside the model; they do not change what the model computes.
-_NOT_MODEL = {"trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Source:
     """A checkpoint on disk.
 
     `given` is what the caller typed, `folder` where its files are, `config` its `config.json`,
-    `modules` the list in `modules.json` where it is a sentence-transformers folder.
+    `modules` the list in `modules.json` where it is a sentence-transformers folder. An adapter
+    has its `adapter_config.json` in `adapter`, its base model in `base`, and the base's `config`.
     """
 
     given: str
@@ -42,6 +46,8 @@ class Source:
     config: dict[str, Any]
     modules: tuple[dict[str, Any], ...]
     sha256: str
+    adapter: dict[str, Any] = field(default_factory=dict)
+    base: Source | None = None
 
     @property
     def model_type(self) -> str:
@@ -51,30 +57,110 @@ class Source:
     @property
     def architecture(self) -> str:
         """The class that the checkpoint was saved from, e.g. BertForSequenceClassification."""
+        trained = (self.adapter.get("auto_mapping") or {}).get("base_model_class")
         names = self.config.get("architectures") or [""]
-        return str(names[0])
+        return str(trained or names[0])
 
 
 def source_from_checkpoint(
-    checkpoint: str, *, revision: str | None, allow_pickle: bool, trust_remote_code: bool
+    checkpoint: str,
+    *,
+    revision: str | None,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    base: str | None = None,
 ) -> Source:
     """Locate a checkpoint and check that it can be loaded under the given permissions.
 
+    Args:
+        checkpoint: a folder, or a hub id.
+        revision: the revision of a hub model.
+        allow_pickle: whether weights may be pickles.
+        trust_remote_code: whether code that comes with the checkpoint may run.
+        base: the base model of an adapter; its own config tells it otherwise.
+
     Raises:
         BadCheckpoint: it is not there, is not a checkpoint, or needs a permission.
+        UsageError: a base was given for a checkpoint that is no adapter.
     """
     folder = _folder_of(checkpoint, revision, allow_pickle)
-    config = _config_of(folder)
+    permissions = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _adapter_source(checkpoint, folder, revision, base, permissions)
+    if base is not None:
+        raise UsageError(
+            "--base names the base model of an adapter, and this checkpoint is a whole model",
+            where=checkpoint,
+            fix="Leave --base out",
+        )
+    config = config_of(folder)
     if "auto_map" in config and not trust_remote_code:
         raise BadCheckpoint(
             "this checkpoint brings its own Python code, which tfc does not run by default",
             where=checkpoint,
             fix="Read that code, then allow it with --trust-remote-code",
         )
-    modules = _modules_of(folder)
-    _check_weights(folder, checkpoint, allow_pickle)
-    names = _files_of(folder, modules, allow_pickle)
+    modules = modules_of(folder)
+    check_weights(folder, checkpoint, allow_pickle, modules)
+    names = files_of(folder, modules, allow_pickle)
     return Source(checkpoint, folder, revision, config, modules, sha256_of_tree(folder, names))
+
+
+def _adapter_source(
+    given: str,
+    folder: Path,
+    revision: str | None,
+    base: str | None,
+    permissions: dict[str, bool],
+) -> Source:
+    """An adapter with its base; the hash covers both."""
+    adapter = json_object(folder / ADAPTER_CONFIG)
+    check_weights(folder, given, permissions["allow_pickle"])
+    under = _base_source(given, folder, adapter, base, permissions)
+    modules = modules_of(folder)
+    own = sha256_of_tree(folder, files_of(folder, modules, permissions["allow_pickle"]))
+    sha256 = sha256_of_json({"adapter": own, "base": under.sha256})
+    return Source(given, folder, revision, under.config, modules, sha256, adapter, under)
+
+
+def _base_source(
+    given: str,
+    folder: Path,
+    adapter: dict[str, Any],
+    base: str | None,
+    permissions: dict[str, bool],
+) -> Source:
+    told = adapter.get("base_model_name_or_path")
+    name = str(base or told or "")
+    if not name:
+        raise BadCheckpoint(
+            "this adapter's config does not name its base model",
+            where=given,
+            fix="Say where it is with --base",
+        )
+    beside = folder / name
+    found = str(beside) if base is None and beside.is_dir() else name
+    revision = adapter.get("revision") if base is None else None
+    try:
+        source = source_from_checkpoint(
+            found,
+            revision=revision,
+            allow_pickle=permissions["allow_pickle"],
+            trust_remote_code=permissions["trust_remote_code"],
+        )
+    except BadCheckpoint as error:
+        raise BadCheckpoint(
+            f"the base model of this adapter, {name}, cannot be used ({error.what})",
+            where=given,
+            fix=error.fix if base is not None else f"Say where it is with --base; or: {error.fix}",
+        ) from error
+    if source.base is not None:
+        raise BadCheckpoint(
+            f"the base model of this adapter, {name}, is an adapter itself",
+            where=given,
+            fix="Merge that one with peft's merge_and_unload(), then give the result with --base",
+        )
+    return source
 
 
 def _folder_of(checkpoint: str, revision: str | None, allow_pickle: bool) -> Path:
@@ -111,79 +197,3 @@ def _folder_from_hub(checkpoint: str, revision: str | None, allow_pickle: bool) 
             where=checkpoint,
             fix="Check the spelling, the network and HF_HUB_OFFLINE, or log in with: hf auth login",
         ) from error
-
-
-def _config_of(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if (folder / MANIFEST).is_file():
-        raise BadCheckpoint(
-            "this is an artifact, which tfc made from a checkpoint",
-            where=str(folder),
-            fix="Give the checkpoint itself; 'tfc inspect' tells where it was",
-        )
-    if (folder / "adapter_config.json").is_file() and not path.is_file():
-        raise BadCheckpoint(
-            "this is a LoRA adapter without its base model",
-            where=str(folder),
-            fix="Merge it first: peft's merge_and_unload(), then save_pretrained()",
-        )
-    if not path.is_file():
-        raise BadCheckpoint(
-            "this folder is no checkpoint: it has no config.json",
-            where=str(folder),
-            fix="Give the folder that save_pretrained() wrote",
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadCheckpoint(
-            f"the file is not valid JSON ({error})",
-            where=str(path),
-            fix="Save the checkpoint again with save_pretrained()",
-        ) from error
-    if not isinstance(config, dict):
-        raise BadCheckpoint("config.json holds no object", where=str(path), fix="Save it again")
-    return config
-
-
-def _modules_of(folder: Path) -> tuple[dict[str, Any], ...]:
-    path = folder / "modules.json"
-    if not path.is_file():
-        return ()
-    try:
-        return tuple(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise BadCheckpoint(
-            f"the file is not a list of modules ({error})",
-            where=str(path),
-            fix="Save the model again with sentence-transformers",
-        ) from error
-
-
-def _check_weights(folder: Path, checkpoint: str, allow_pickle: bool) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    if not any(folder.glob("*.bin")):
-        raise BadCheckpoint(
-            "this folder has a config.json and no weights",
-            where=checkpoint,
-            fix="Put model.safetensors beside it: save the model with save_pretrained()",
-        )
-    if not allow_pickle:
-        raise BadCheckpoint(
-            "the weights are a pickle, which can run code when it is read",
-            where=checkpoint,
-            fix="Save them as safetensors, or allow the pickle with --allow-pickle",
-        )
-
-
-def _files_of(folder: Path, modules: tuple[dict[str, Any], ...], allow_pickle: bool) -> list[str]:
-    """The files that decide what the model computes: config, weights, tokenizer, modules."""
-    suffixes = _SUFFIXES | ({".bin"} if allow_pickle else set())
-    parts = [folder, *(folder / str(m.get("path", "")) for m in modules)]
-    files = {p for part in parts for p in part.glob("*") if p.is_file()}
-    return sorted(
-        p.relative_to(folder).as_posix()
-        for p in files
-        if p.suffix in suffixes and p.name not in _NOT_MODEL
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tfc.errors import BadCheckpoint, UsageError
+from tfc.exporter.cross_encoder import is_cross_encoder
 from tfc.exporter.source import Source
 
 TEXT_CLASSIFICATION = "text-classification"
@@ -119,6 +120,17 @@ TASKS: tuple[TaskSpec, ...] = (
 )
 
 
+# The `task_type` of an adapter's config.
+_ADAPTER_TASKS = {
+    "SEQ_CLS": TEXT_CLASSIFICATION,
+    "TOKEN_CLS": TOKEN_CLASSIFICATION,
+    "QUESTION_ANS": QUESTION_ANSWERING,
+    "FEATURE_EXTRACTION": FEATURE_EXTRACTION,
+    "CAUSAL_LM": TEXT_GENERATION,
+    "SEQ_2_SEQ_LM": TEXT2TEXT_GENERATION,
+}
+
+
 def task_names() -> list[str]:
     """The tasks that `--task` takes."""
     return [task.name for task in TASKS]
@@ -138,8 +150,10 @@ def task_of(source: Source, asked: str | None) -> TaskSpec:
         raise UsageError(
             f"there is no task '{asked}'", fix=f"Choose one of: {', '.join(task_names())}"
         )
-    if source.modules:
+    if source.modules and not is_cross_encoder(source):
         return _task(FEATURE_EXTRACTION)
+    if source.adapter.get("task_type") in _ADAPTER_TASKS:
+        return _task(_ADAPTER_TASKS[source.adapter["task_type"]])
     if reads_images(source) and not source.architecture.endswith("ForImageClassification"):
         return _task(IMAGE_FEATURE_EXTRACTION)
     for task in TASKS:

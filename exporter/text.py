@@ -7,8 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tfc.artifact import SAMPLES, TOKENIZER, graph_file
+from tfc.errors import BadCheckpoint
 from tfc.exporter.comparison import check_outputs
+from tfc.exporter.cross_encoder import score_activation_of
 from tfc.exporter.exported import Exported, Loaded, identity_of
 from tfc.exporter.fusion_sites import fusion_sites_of
 from tfc.exporter.loading import (
@@ -21,7 +25,16 @@ from tfc.exporter.loading import (
 from tfc.exporter.modules import is_projected
 from tfc.exporter.portable_tokenizer import portable_from_tokenizer
 from tfc.exporter.samples import SAMPLE_TEXTS
-from tfc.exporter.sentence_embedding import NO_POOLING, PROJECTION, EmbeddingHead, embedding_head_of
+from tfc.exporter.sentence_embedding import (
+    IDENTITY,
+    NO_POOLING,
+    PROJECTION,
+    EmbeddingHead,
+    embedding_head_of,
+    lowercases,
+    prompts_of,
+)
+from tfc.exporter.source import Source
 from tfc.exporter.tasks import (
     FEATURE_EXTRACTION,
     FILL_MASK,
@@ -47,25 +60,26 @@ def export_text(loaded: Loaded) -> Exported:
         CheckFailed: the graph does not say what the checkpoint says.
     """
     source, spec, model = loaded.source, loaded.spec, loaded.model
-    embeds = spec.name == FEATURE_EXTRACTION
-    head = embedding_head_of(source) if embeds else EmbeddingHead()
+    head = _head_of(source, spec)
     tokenizer = tokenizer_from_source(
         source,
         trust_remote_code=loaded.trust_remote_code,
         writes_text=spec.name == FILL_MASK,
     )
     check_vocabulary(source, model, tokenizer)
+    if lowercases(source):
+        _lowercase(tokenizer, source)
     _give_pad_token(model, tokenizer)
     limit = max_length_of(model, tokenizer, head, loaded.max_length)
     names = _input_names(model, tokenizer)
-    module = wrapped(model, spec, head)
+    module = text_module(source, spec, model)
 
     loaded.on_stage("exporting to ONNX")
     inputs = text_inputs(names, max_positions_of(model))
     graph = onnx_from_module(module, inputs, _output_names(spec, model, head))
     path = loaded.folder / graph_file(MODEL)
     save_onnx(graph, path)
-    preprocess = write_tokenizer(tokenizer, loaded.folder, limit)
+    preprocess = write_tokenizer(tokenizer, loaded.folder, limit, *prompts_of(source))
     write_samples(loaded.folder)
 
     loaded.on_stage("checking parity with the checkpoint")
@@ -78,6 +92,17 @@ def export_text(loaded: Loaded) -> Exported:
         preprocess=preprocess,
         parity=parity,
     )
+
+
+def text_module(source: Source, spec: TaskSpec, model: Any) -> torch.nn.Module:
+    """What is exported, and what engines are compared with: the model and what follows it."""
+    scores = spec.name == TEXT_CLASSIFICATION
+    activation = score_activation_of(source) if scores else IDENTITY
+    return wrapped(model, spec, _head_of(source, spec), activation)
+
+
+def _head_of(source: Source, spec: TaskSpec) -> EmbeddingHead:
+    return embedding_head_of(source) if spec.name == FEATURE_EXTRACTION else EmbeddingHead()
 
 
 def write_tokenizer(
@@ -111,6 +136,25 @@ def write_samples(folder: Path) -> None:
     """Keep the texts on which graphs are checked."""
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in SAMPLE_TEXTS]
     (folder / SAMPLES).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _lowercase(tokenizer: Any, source: Source) -> None:
+    """Lower-case the text before anything else, as sentence-transformers does.
+
+    Raises:
+        BadCheckpoint: the tokenizer runs in Python, where nothing can be put before it.
+    """
+    from tokenizers import normalizers
+
+    if not tokenizer.is_fast:
+        raise BadCheckpoint(
+            f"the text is to be lower-cased for {type(tokenizer).__name__}, which has no fast form",
+            where=source.given,
+            fix="Take do_lower_case out of sentence_bert_config.json, and lower-case texts first",
+        )
+    backend = tokenizer.backend_tokenizer
+    inner = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *inner])
 
 
 def _give_pad_token(model: Any, tokenizer: Any) -> None:

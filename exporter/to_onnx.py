@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 
 from tfc.errors import BadCheckpoint, first_line
 from tfc.exporter.patches import patch
+from tfc.exporter.source_lines import offending_line
 from tfc.manifest import Signature, TensorSpec
 
 # Opset 23 is the first with Attention and RMSNormalization, which keeps what the graph means.
@@ -22,7 +24,19 @@ OPSET = 23
 _EXAMPLE_BATCH = 2
 _EXAMPLE_SEQUENCE = 7
 _SCOPES = "pkg.torch.onnx.name_scopes"
+# What torch.export calls the scope of nodes that it added itself.
+_NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
 MODULE_KEY = "tfc.module"
+# What to do about a forward that the exporter cannot follow, or not as it was asked.
+_DATA = (
+    "Its forward must not depend on data: torch.where chooses between values without "
+    "looking at them. Run with --debug for the exporter's report"
+)
+_FIXED = (
+    "Its forward must not make a number of that size, nor take one size only; of your own module "
+    "that does, leave the axis out of dynamic_axes"
+)
+_UNUSED = "Its forward must use every input; of your own module that does not, leave the input out"
 
 
 @dataclass(frozen=True)
@@ -145,12 +159,12 @@ def _check_axes(module: torch.nn.Module, model: ir.Model, inputs: Sequence[Graph
     given = {str(value.name): value for value in model.graph.inputs}
     for each in inputs:
         if each.name not in given:
-            raise _cannot_export(module, f"the graph does not depend on {each.name}")
+            raise _cannot_export(module, f"the graph does not depend on {each.name}", _UNUSED)
         shape = given[each.name].shape
         for index, axis in each.axes.items():
             if shape is None or str(shape[index]) != axis.name:
                 size = "any" if shape is None else shape[index]
-                raise _cannot_export(module, f"{axis.name} of {each.name} becomes {size}")
+                raise _cannot_export(module, f"{axis.name} of {each.name} becomes {size}", _FIXED)
 
 
 def _with_sums_named(model: ir.Model, sums: Mapping[str, tuple[str, str]]) -> ir.Model:
@@ -208,6 +222,8 @@ def _module_path(scopes: str) -> str:
     """The innermost module in the exporter's list of scopes, without our wrapper's prefix."""
     names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
     path = names[-2] if len(names) > 1 else ""
+    if path == _NO_SCOPE:
+        return ""
     return "" if path == "model" else path.removeprefix("model.")
 
 
@@ -222,26 +238,40 @@ def _export_failed(module: torch.nn.Module, error: Exception) -> BadCheckpoint:
     causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
-    return _cannot_export(module, first_line(causes[-1]))
+    return _cannot_export(module, first_line(causes[-1]), _DATA, error)
 
 
-def _cannot_export(module: torch.nn.Module, reason: str) -> BadCheckpoint:
+def _cannot_export(
+    module: torch.nn.Module, reason: str, fix: str, error: Exception | None = None
+) -> BadCheckpoint:
     name = type(getattr(module, "model", module)).__name__
+    found = offending_line(error) if error is not None else None
+    at = f", at `{found.text}` in {found.function}" if found is not None else ""
     return BadCheckpoint(
-        f"torch.onnx cannot export {name}: {reason}",
-        fix="Run with --debug for the exporter's report; its forward must not depend on data",
+        f"torch.onnx cannot export {name}{at}: {reason}",
+        where=f"{found.file}:{found.line}" if found is not None else "",
+        fix=fix,
     )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's advice off the terminal; its errors are raised."""
-    logger: Any = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Keep the exporter's advice and its printed graphs off the terminal; its errors are raised."""
+    loggers: list[Any] = [logging.getLogger("torch"), logging.getLogger("torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    tracing: Any = importlib.import_module("torch.export._trace")
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    tracing.print = _print_nothing  # it prints the graph so far to stderr before it raises
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        del tracing.print
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _print_nothing(*values: object, **options: object) -> None:
+    """Take the place of `print`."""

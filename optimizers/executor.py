@@ -39,7 +39,7 @@ def outputs_of(model: ir.Model, feeds: Sequence[Feed]) -> list[Outputs]:
     """
     import onnxruntime
 
-    session = _session(model)
+    session = session_from_model(model)
     names = [output.name for output in session.get_outputs()]
     wanted = [value.name for value in session.get_inputs()]
     quiet = onnxruntime.RunOptions()
@@ -76,7 +76,8 @@ def _finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.where(np.isfinite(array), array, 0)
 
 
-def _session(model: ir.Model) -> Any:
+def session_from_model(model: ir.Model) -> Any:
+    """ONNX Runtime's session of a copy of the graph, adapted as said above, not optimized."""
     import onnxruntime
 
     copy = model.clone()

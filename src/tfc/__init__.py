@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tfc.runtime.session import Session
     from tfc.steps.bench import bench
     from tfc.steps.build import build_engine
-    from tfc.steps.export import export
+    from tfc.steps.export_module import export, export_module
     from tfc.steps.optimize import optimize
     from tfc.steps.verify import verify
 
@@ -27,7 +27,8 @@ _WHERE = {
     "TfcError": "tfc.errors",
     "bench": "tfc.steps.bench",
     "build_engine": "tfc.steps.build",
-    "export": "tfc.steps.export",
+    "export": "tfc.steps.export_module",
+    "export_module": "tfc.steps.export_module",
     "optimize": "tfc.steps.optimize",
     "run_job": "tfc.runtime.jobs",
     "verify": "tfc.steps.verify",
@@ -40,6 +41,7 @@ __all__ = [
     "bench",
     "build_engine",
     "export",
+    "export_module",
     "optimize",
     "run_job",
     "verify",

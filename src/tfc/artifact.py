@@ -6,6 +6,7 @@ Layout (docs/artifact.md is the specification)::
     <graph>.onnx                    what export wrote: model.onnx, or encoder.onnx, decoder.onnx
     tokenizer/                      tokenizer.json and its configuration
     samples.jsonl, samples/         the texts or images on which export checked parity
+    samples.npz                     for a module: tensors, and what PyTorch gave for them
     optimized/<target>/             each graph, fused and lowered, fp32
     optimized/<target>.fp16/        the same in another precision
     engines/<backend>-<precision>/  what a backend compiled

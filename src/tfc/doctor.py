@@ -18,6 +18,7 @@ from pathlib import Path
 # What an extra of tfc is for. The packages of each are read from tfc's own metadata.
 PURPOSES = {
     "compile": "export, optimize and verify checkpoints",
+    "lora": "export adapters of peft",
     "tensorrt": "TensorRT engines, on a machine with an NVIDIA GPU",
     "rtx": "TensorRT-RTX engines; builds without a GPU",
     "openvino": "OpenVINO engines for CPUs",

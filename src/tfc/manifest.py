@@ -20,7 +20,8 @@ class Checkpoint:
     """What the artifact was made from.
 
     `sha256` is the hash over the checkpoint's files (names and contents), so that a later
-    comparison with PyTorch can tell whether it reads the same weights.
+    comparison with PyTorch can tell whether it reads the same weights. Where it is an adapter,
+    `base` is its base model, whose files the hash covers too.
     """
 
     source: str
@@ -29,6 +30,7 @@ class Checkpoint:
     architecture: str
     parameters: int
     revision: str | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True)

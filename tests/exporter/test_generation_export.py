@@ -14,7 +14,7 @@ from generators import VOCABULARY, tiny_generator
 from tfc.errors import BadCheckpoint, CheckFailed
 from tfc.exporter.generation import graphs_from_model
 from tfc.exporter.generation.parity import check_generation, scenarios_of
-from tfc.exporter.to_onnx import BATCH, Axis, GraphInput, onnx_from_arguments, signature_of
+from tfc.exporter.to_onnx import BATCH, Axis, GraphInput, onnx_from_module, signature_of
 
 pytestmark = pytest.mark.ort
 
@@ -160,7 +160,7 @@ def test_an_axis_that_the_exporter_fixes_is_refused() -> None:
 
     axes = {0: BATCH, 1: Axis("sequence")}
     with pytest.raises(BadCheckpoint) as caught:
-        onnx_from_arguments(Fixed(), [GraphInput("x", torch.ones(2, 5), axes)], ["y"])
+        onnx_from_module(Fixed(), [GraphInput("x", torch.ones(2, 5), axes)], ["y"])
     assert caught.value.what == "torch.onnx cannot export Fixed: sequence of x becomes 5"
 
 

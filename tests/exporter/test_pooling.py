@@ -10,7 +10,12 @@ import torch
 
 from tfc.errors import BadCheckpoint
 from tfc.exporter.modules import pooled
-from tfc.exporter.sentence_embedding import POOLING_MODES, EmbeddingHead, embedding_head_of
+from tfc.exporter.sentence_embedding import (
+    POOLING_MODES,
+    EmbeddingHead,
+    Normalize,
+    embedding_head_of,
+)
 from tfc.exporter.source import Source
 
 MASKS = {
@@ -43,7 +48,7 @@ def folder_source(tmp_path: Path, *modules: str, pooling: dict[str, object]) -> 
 @pytest.mark.parametrize("pooling", [{"pooling_mode_cls_token": True}, {"pooling_mode": "cls"}])
 def test_both_formats_of_the_config(tmp_path: Path, pooling: dict[str, object]) -> None:
     source = folder_source(tmp_path, "Transformer", "Pooling", "Normalize", pooling=pooling)
-    assert embedding_head_of(source) == EmbeddingHead("cls", normalize=True, max_length=99)
+    assert embedding_head_of(source) == EmbeddingHead("cls", (Normalize(),), max_length=99)
 
 
 def test_two_poolings_at_once_are_refused(tmp_path: Path) -> None:

@@ -56,9 +56,15 @@ def test_an_artifact(tmp_path: Path) -> None:
     assert what == "this is an artifact, which tfc made from a checkpoint"
 
 
-def test_a_lora_adapter(tmp_path: Path) -> None:
+def test_an_adapter_without_weights(tmp_path: Path) -> None:
     what = refusal(folder_with(tmp_path, adapter_config__json="{}"))
-    assert what == "this is a LoRA adapter without its base model"
+    assert what == "this folder has an adapter_config.json and no weights"
+
+
+def test_an_adapter_without_a_base(tmp_path: Path) -> None:
+    files = {"adapter_config__json": "{}", "adapter_model__safetensors": "x"}
+    what = refusal(folder_with(tmp_path, **files))
+    assert what == "this adapter's config does not name its base model"
 
 
 @pytest.mark.parametrize("text", ["{", "\xff", "[]"])

@@ -43,6 +43,7 @@ def command(
     seconds: float,
     no_pytorch: bool,
     checkpoint: str | None,
+    base: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> None:
@@ -64,6 +65,7 @@ def command(
             seconds=seconds,
             pytorch=not no_pytorch,
             checkpoint=checkpoint,
+            base=base,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             on_progress=lambda what, done, total: report(done, total, what),

@@ -48,6 +48,11 @@ TASKS = {
     type=click.IntRange(min=2),
     help="Longest text in tokens, below the model's own limit.",
 )
+@click.option(
+    "--base",
+    metavar="CHECKPOINT",
+    help="Base model of an adapter.  [default: told by its adapter_config.json]",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub model.")
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is there already.")
 @click.option(
@@ -61,6 +66,7 @@ def command(
     output: str,
     task: str | None,
     max_length: int | None,
+    base: str | None,
     revision: str | None,
     overwrite: bool,
     trust_remote_code: bool,
@@ -68,9 +74,10 @@ def command(
 ) -> None:
     """Turn a checkpoint into an artifact.
 
-    CHECKPOINT is a folder that save_pretrained() or sentence-transformers wrote, or the id of a
-    model on the Hugging Face hub. The graph is compared with the checkpoint at once, on varied
-    text and with every kind of padding; if they differ, nothing is written.
+    CHECKPOINT is a folder that save_pretrained(), sentence-transformers or peft wrote, or the id
+    of a model on the Hugging Face hub. The graph is compared with the checkpoint at once, on varied
+    text and with every kind of padding; if they differ, there is no artifact, and ARTIFACT.failed
+    holds what shows it.
     """
     from tfc.steps.export import export
 
@@ -81,6 +88,7 @@ def command(
             output,
             task=task,
             max_length=max_length,
+            base=base,
             revision=revision,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,

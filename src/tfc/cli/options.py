@@ -88,6 +88,11 @@ def checkpoint_options(function: Command) -> Command:
             help="Run the Python code that comes with the checkpoint.",
         ),
         click.option(
+            "--base",
+            metavar="CHECKPOINT",
+            help="Where the base model of an adapter is now.",
+        ),
+        click.option(
             "--checkpoint",
             metavar="CHECKPOINT",
             help="Where the checkpoint is now, if it moved since export.",

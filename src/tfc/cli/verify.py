@@ -36,6 +36,7 @@ def command(
     text_column: str,
     limit: int,
     checkpoint: str | None,
+    base: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> None:
@@ -57,6 +58,7 @@ def command(
             text_column=text_column,
             limit=limit,
             checkpoint=checkpoint,
+            base=base,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             on_progress=lambda what, done, total: report(done, total, what),

@@ -62,6 +62,7 @@ def bench(
     seconds: float = DEFAULT_SECONDS,
     pytorch: bool = True,
     checkpoint: str | None = None,
+    base: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     on_progress: OnProgress = no_progress,
@@ -79,6 +80,7 @@ def bench(
         seconds: time for each contestant at each shape.
         pytorch: also run PyTorch.
         checkpoint: where the checkpoint is now, if it was moved since export.
+        base: where the base model of an adapter is now.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
         on_progress: called with the shape under way.
@@ -100,6 +102,7 @@ def bench(
         reference = reference_from_artifact(
             artifact,
             checkpoint=checkpoint,
+            base=base,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )

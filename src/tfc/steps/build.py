@@ -12,10 +12,12 @@ from typing import Any
 from tfc.artifact import Artifact
 from tfc.errors import ContractNotReached, UsageError
 from tfc.manifest import (
+    BATCH,
     DECODER,
     ENCODER,
     ENCODER_SEQUENCE,
     PAST,
+    SEQUENCE,
     TOTAL,
     Engine,
     Graph,
@@ -25,6 +27,7 @@ from tfc.manifest import (
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.backends import choose_backend
 from tfc.runtime.backends.base import Availability, Backend, Built, Inputs, Profile, Range
+from tfc.steps.export import NAME as EXPORT
 from tfc.steps.optimize import optimize, step_name
 from tfc.steps.precision import convert
 from tfc.steps.record import OnProgress, no_progress
@@ -33,6 +36,7 @@ AUTO = "auto"
 RUNNABLE = "runnable"
 NOT_RUN = "built, not run"
 _CPU = "CPU"
+_KNOWN_AXES = frozenset({BATCH, SEQUENCE, ENCODER_SEQUENCE, PAST, TOTAL})
 
 
 @dataclass(frozen=True)
@@ -128,9 +132,11 @@ def profile_of(
     """
     default = Profile()
     preprocess = artifact.manifest.preprocess
-    limit = preprocess.max_length if preprocess is not None else default.sequence.max
+    told = longest_of(artifact.manifest)
+    most = told.get(SEQUENCE, default.sequence.max)
+    limit = preprocess.max_length if preprocess is not None else most
     longest = Range(1, min(default.sequence.opt, limit), limit)
-    rows = Range(*batch) if batch else default.batch
+    rows = Range(*batch) if batch else _within(default.batch, told.get(BATCH))
     tokens = Range(*sequence) if sequence else longest
     for axis, sizes in (("batch", rows), ("seq", tokens)):
         if not 1 <= sizes.min <= sizes.opt <= sizes.max:
@@ -143,7 +149,30 @@ def profile_of(
             f"--seq goes up to {tokens.max} tokens, and this artifact takes {limit}",
             fix=f"Give at most {limit}",
         )
-    return _with_decoder_axes(artifact.manifest, rows, tokens)
+    profile = _with_decoder_axes(artifact.manifest, rows, tokens)
+    return dataclasses.replace(
+        profile, others={**profile.others, **_other_axes(artifact.manifest, told)}
+    )
+
+
+def longest_of(manifest: Manifest) -> dict[str, int]:
+    """The largest sizes of dynamic axes that a module told when it was exported."""
+    step = manifest.step(EXPORT)
+    return dict(step.result.get("longest", {})) if step is not None else {}
+
+
+def _within(sizes: Range, most: int | None) -> Range:
+    if most is None:
+        return sizes
+    return Range(min(sizes.min, most), min(sizes.opt, most), min(sizes.max, most))
+
+
+def _other_axes(manifest: Manifest, told: dict[str, int]) -> dict[str, Range]:
+    """The axes that a module's caller named: as wide as a sequence."""
+    inputs = (spec for graph in manifest.graphs.values() for spec in graph.signature.inputs)
+    named = dict.fromkeys(a for spec in inputs for a in spec.shape if isinstance(a, str))
+    own = [axis for axis in named if axis not in _KNOWN_AXES]
+    return {axis: _within(Profile().sequence, told.get(axis)) for axis in own}
 
 
 def _with_decoder_axes(manifest: Manifest, rows: Range, tokens: Range) -> Profile:

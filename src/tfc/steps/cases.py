@@ -22,7 +22,8 @@ from tfc.runtime.images import ImageEncoder
 from tfc.runtime.padding import Feed
 from tfc.runtime.tokenization import ATTENTION_MASK, INPUT_IDS, TOKENIZER_INPUTS, Text, TextEncoder
 from tfc.steps.generation_cases import MOST_ROWS, TOKENS, GenerationCases
-from tfc.steps.reference import Reference
+from tfc.steps.reference import Recorded, Reference, recorded_from_artifact
+from tfc.tensor_samples import TENSOR_SAMPLES
 
 Array = npt.NDArray[Any]
 Call = Callable[[Feed], dict[str, Array]]
@@ -41,7 +42,8 @@ class Cases:
     """Batches of model inputs, and where they are from.
 
     `axes` are the outputs' axes by name, `rows` counts the inputs, which are `noun` (texts,
-    images) of `origin`; `sha256` is the identity of the data.
+    images) of `origin`; `sha256` is the identity of the data. `recorded` are PyTorch's outputs
+    where export kept them, and there is no checkpoint to ask.
     """
 
     feeds: list[Feed]
@@ -50,17 +52,18 @@ class Cases:
     noun: str
     origin: str
     sha256: str
+    recorded: Recorded | None = None
 
     @property
     def outputs(self) -> list[str]:
         """The names of what is compared."""
         return list(self.axes)
 
-    def prepared(self, reference: Reference) -> Cases:
+    def prepared(self, reference: Reference | Recorded) -> Cases:
         """Themselves: they need nothing of PyTorch."""
         return self
 
-    def of_reference(self, reference: Reference, on_batch: OnBatch) -> list[Array]:
+    def of_reference(self, reference: Reference | Recorded, on_batch: OnBatch) -> list[Array]:
         """PyTorch's values."""
         return self._vectors(reference, on_batch)
 
@@ -88,10 +91,19 @@ def cases_of(
     """The first `limit` rows of a data file, or else the samples that export kept.
 
     Raises:
-        UsageError: the artifact has no tokenizer, or reads images and a data file is given.
+        UsageError: the artifact has no tokenizer, or reads images or tensors and a data file is
+            given.
         BadData: the data file cannot be used.
     """
     manifest = artifact.manifest
+    if TENSOR_SAMPLES in manifest.files:
+        if data is not None:
+            raise UsageError(
+                "this artifact takes tensors, not text",
+                where=str(artifact.path),
+                fix="Leave --data out: it is compared on the samples kept at export",
+            )
+        return _cases_from_tensors(artifact)
     if manifest.images is not None or manifest.audio is not None:
         if data is not None:
             raise UsageError(
@@ -172,6 +184,15 @@ def _cases_from_sample_media(artifact: Artifact) -> Cases | GenerationCases:
     if manifest.audio is not None:
         return GenerationCases(feeds, manifest, rows, "recordings", _SAMPLES, sha256)
     return Cases(feeds, _output_axes(artifact), rows, "images", _SAMPLES, sha256)
+
+
+def _cases_from_tensors(artifact: Artifact) -> Cases:
+    """The samples of a module, with what PyTorch gave for them at export."""
+    recorded = recorded_from_artifact(artifact)
+    feeds = [sample.inputs for sample in recorded.samples]
+    sha256 = artifact.sha256(TENSOR_SAMPLES)
+    axes = _output_axes(artifact)
+    return Cases(feeds, axes, len(feeds), "inputs", _SAMPLES, sha256, recorded)
 
 
 def _sample_media(artifact: Artifact) -> list[Path]:

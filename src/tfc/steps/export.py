@@ -17,10 +17,9 @@ from tfc.steps.record import onnxruntime_version, versions_of
 
 if TYPE_CHECKING:
     from tfc.exporter import Exported
-    from tfc.exporter.source import Source
 
 NAME = "export"
-_PACKAGES = ("torch", "transformers", "onnx", "onnxscript")
+PACKAGES = ("torch", "transformers", "onnx", "onnxscript")
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ def export(
     task: str | None = None,
     max_length: int | None = None,
     revision: str | None = None,
+    base: str | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -46,30 +46,34 @@ def export(
     """Export a checkpoint to ONNX and check at once that the graph says the same.
 
     Args:
-        checkpoint: the folder of a Hugging Face or sentence-transformers checkpoint, or a hub id.
+        checkpoint: the folder of a Hugging Face or sentence-transformers checkpoint or of an
+            adapter, or a hub id.
         output: the folder to create.
         task: the task, if the checkpoint's architecture does not tell it.
         max_length: a limit in tokens on the length of a text, below the model's own.
         revision: the revision of a hub model.
+        base: the base model of an adapter, if its config does not tell it (any more).
         overwrite: replace an artifact that is there already.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
         on_stage: called with a few words whenever a stage begins.
 
     Raises:
-        MissingPackage: torch, transformers or onnx is not installed.
+        MissingPackage: torch, transformers or onnx, or peft for an adapter, is not installed.
         BadCheckpoint: the checkpoint is missing, incomplete or of a kind that tfc does not take.
         CheckFailed: the exported graph does not say what the checkpoint says.
         UsageError: `output` holds something else.
     """
     for package in ("torch", "transformers", "onnx", "onnxscript"):
         require(package, "compile")
+    from tfc.exporter import export_checkpoint
     from tfc.exporter.source import source_from_checkpoint
 
     target = Path(output)
     source = source_from_checkpoint(
         str(checkpoint),
         revision=revision,
+        base=base,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
@@ -78,19 +82,36 @@ def export(
         options={"task": task, "max_length": max_length},
         inputs={"checkpoint": source.sha256},
         outputs=[],
-        versions={**versions_of(*_PACKAGES), **onnxruntime_version()},
+        versions={**versions_of(*PACKAGES), **onnxruntime_version()},
         seconds=0.0,
     )
-    existing = _existing(target, step, overwrite)
+    existing = existing_artifact(target, step, overwrite)
     if existing is not None:
         return ExportResult(existing, skipped=True)
-    permissions = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    _write(source, target, step, permissions, on_stage)
-    return ExportResult(Artifact.open(target), skipped=False)
+    artifact = write_artifact(
+        target,
+        step,
+        lambda folder: export_checkpoint(
+            source,
+            folder,
+            task=task,
+            max_length=max_length,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            on_stage=on_stage,
+        ),
+    )
+    return ExportResult(artifact, skipped=False)
 
 
-def _existing(target: Path, step: Step, overwrite: bool) -> Artifact | None:
-    """The artifact that is already there and up to date; None if one is to be written."""
+def existing_artifact(target: Path, step: Step | None, overwrite: bool) -> Artifact | None:
+    """The artifact that is already there and up to date; None if one is to be written.
+
+    Without a step nothing that is there counts as up to date.
+
+    Raises:
+        UsageError: something else is there, or an artifact that was not to be replaced.
+    """
     if not target.exists():
         return None
     if target.is_dir() and not any(target.iterdir()):
@@ -107,7 +128,7 @@ def _existing(target: Path, step: Step, overwrite: bool) -> Artifact | None:
             where=str(target),
             fix="Choose another folder for -o",
         ) from error
-    if artifact.up_to_date(step) is not None:
+    if step is not None and artifact.up_to_date(step) is not None:
         return artifact
     if overwrite:
         return None
@@ -118,32 +139,32 @@ def _existing(target: Path, step: Step, overwrite: bool) -> Artifact | None:
     )
 
 
-def _write(
-    source: Source,
-    target: Path,
-    step: Step,
-    permissions: dict[str, bool],
-    on_stage: Callable[[str], None],
-) -> None:
-    from tfc.exporter import export_checkpoint
+def write_artifact(target: Path, step: Step, work: Callable[[Path], Exported]) -> Artifact:
+    """Let `work` write graphs into a folder, add the manifest, and put the folder at `target`.
+
+    Raises:
+        CheckFailed: a graph is wrong; what shows it is kept in `<target>.failed`, but for models
+            that generate.
+    """
+    from tfc.exporter.comparison import GraphDiffers
+    from tfc.exporter.evidence import failure_with_evidence
 
     begun = time.perf_counter()
     with staged_folder(target) as folder:
-        exported = export_checkpoint(
-            source,
-            folder,
-            task=step.options["task"],
-            max_length=step.options["max_length"],
-            on_stage=on_stage,
-            **permissions,
-        )
+        try:
+            exported = work(folder)
+        except GraphDiffers as error:
+            raise failure_with_evidence(error, target) from error
         manifest = _manifest(exported, folder, step, time.perf_counter() - begun)
         (folder / MANIFEST).write_text(manifest_to_json(manifest), encoding="utf-8")
+    return Artifact.open(target)
 
 
 def _manifest(exported: Exported, folder: Path, step: Step, seconds: float) -> Manifest:
     files = new_manifest_files(folder)
     result: dict[str, Any] = {"parity": exported.parity.as_json()}
+    if exported.longest:
+        result["longest"] = exported.longest
     done = Step(
         name=step.name,
         options=step.options,

@@ -10,6 +10,7 @@ from tfc.runtime.padding import Feed, padded_left, with_holes
 from tfc.runtime.tokenization import INPUT_IDS
 from tfc.steps.cases import sample_media_feeds, sample_texts, text_encoder_of, text_feeds
 from tfc.steps.generation_cases import decoder_feeds
+from tfc.tensor_samples import TENSOR_SAMPLES, tensor_samples_from
 
 # Few and short texts keep the judging of a large model quick.
 _TEXTS = 6
@@ -24,6 +25,8 @@ def probe_feeds(artifact: Artifact, graph: str, *, other_side: bool = True) -> l
     must keep even that, rounding need not.
     """
     manifest = artifact.manifest
+    if TENSOR_SAMPLES in manifest.files:
+        return [sample.inputs for sample in tensor_samples_from(artifact.file(TENSOR_SAMPLES))]
     if graph == DECODER:
         feeds = text_feeds(artifact, sample_texts(artifact)[:_TEXTS])
         ids = np.concatenate([feed[INPUT_IDS].ravel() for feed in feeds])

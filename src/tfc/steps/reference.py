@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tfc.artifact import Artifact
-from tfc.errors import BadCheckpoint, require
+from tfc.errors import BadCheckpoint, CheckFailed, UsageError, require
 from tfc.runtime.padding import Feed
+from tfc.tensor_samples import TENSOR_SAMPLES, TensorSample, tensor_samples_from
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,47 @@ class Reference:
         return Reference(module, self.outputs, dtype)
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What PyTorch gave at export for the samples of a module that is not there any more."""
+
+    samples: tuple[TensorSample, ...]
+    precision: str = "fp32"
+
+    def __call__(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
+        """The outputs for the inputs of one of the samples."""
+        sample = next(each for each in self.samples if each.inputs is feed)
+        return sample.outputs[self.precision]
+
+    def in_precision(self, precision: str) -> Recorded:
+        """What it gave in `fp16` or `bf16`.
+
+        Raises:
+            CheckFailed: PyTorch could not run the module so.
+        """
+        if any(precision not in sample.outputs for sample in self.samples):
+            raise CheckFailed(
+                f"PyTorch could not run this module in {precision} at export, so nothing tells "
+                f"how far an engine in {precision} may be from fp32",
+                fix="Verify the engines in fp32: name them with --engine",
+            )
+        return Recorded(self.samples, precision)
+
+
+def recorded_from_artifact(artifact: Artifact) -> Recorded:
+    """The samples that export kept with PyTorch's outputs.
+
+    Raises:
+        BadArtifact: they are damaged.
+    """
+    return Recorded(tuple(tensor_samples_from(artifact.file(TENSOR_SAMPLES))))
+
+
 def reference_from_artifact(
     artifact: Artifact,
     *,
     checkpoint: str | None = None,
+    base: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Reference:
@@ -63,19 +101,27 @@ def reference_from_artifact(
     Args:
         artifact: the artifact.
         checkpoint: where the checkpoint is now, if it was moved since export.
+        base: where the base model of an adapter is now.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
 
     Raises:
         MissingPackage: torch or transformers is not installed.
         BadCheckpoint: it is not there any more, or it is not the one that was exported.
+        UsageError: the artifact was made from a module, and holds PyTorch's outputs only.
     """
+    if TENSOR_SAMPLES in artifact.manifest.files:
+        raise UsageError(
+            "this artifact was made from a module, whose code it does not hold",
+            where=str(artifact.path),
+            fix="Compare with what PyTorch gave at export: tfc verify",
+        )
     require("torch", "compile")
     require("transformers", "compile")
-    from tfc.exporter.loading import model_from_source, wrapped
-    from tfc.exporter.sentence_embedding import EmbeddingHead
+    from tfc.exporter.loading import model_from_source
     from tfc.exporter.source import source_from_checkpoint
     from tfc.exporter.tasks import task_of
+    from tfc.exporter.text import text_module
 
     manifest = artifact.manifest
     given = checkpoint or manifest.checkpoint.source
@@ -83,16 +129,18 @@ def reference_from_artifact(
         source = source_from_checkpoint(
             given,
             revision=manifest.checkpoint.revision,
+            base=base or (manifest.checkpoint.base if checkpoint is None else None),
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         )
     except BadCheckpoint as error:
-        if checkpoint is not None:
+        if checkpoint is not None or base is not None:
             raise
         raise BadCheckpoint(
             f"the checkpoint that this artifact was exported from cannot be read ({error.what})",
             where=given,
-            fix="Say where it is with --checkpoint",
+            fix="Say where it is with --checkpoint"
+            + (", and its base model with --base" if manifest.checkpoint.base else ""),
         ) from error
     if source.sha256 != manifest.checkpoint.sha256:
         raise BadCheckpoint(
@@ -104,6 +152,5 @@ def reference_from_artifact(
     model = model_from_source(
         source, spec, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
-    head = EmbeddingHead(manifest.task.pooling or "none", manifest.task.normalize)
     outputs = tuple(spec.name for spec in manifest.signature.outputs)
-    return Reference(wrapped(model, spec, head), outputs)
+    return Reference(text_module(source, spec, model), outputs)

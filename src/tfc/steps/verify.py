@@ -27,6 +27,7 @@ from tfc.steps.reference import reference_from_artifact
 VERIFIED, FAILED, NOT_RUN = "verified", "failed", "not run"
 # PyTorch in fp32 is run on at most this many rows unless the caller asks for more.
 DEFAULT_LIMIT = 512
+KEPT_OUTPUTS = "what PyTorch gave at export"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,13 @@ class VerifyResult:
         return ", ".join(self.cases.outputs)
 
     @property
+    def reference(self) -> str:
+        """What engines were compared with."""
+        if isinstance(self.cases, Cases) and self.cases.recorded is not None:
+            return KEPT_OUTPUTS
+        return f"PyTorch with {self.artifact.manifest.checkpoint.source}"
+
+    @property
     def failed(self) -> list[str]:
         """The engines that failed."""
         return [v.engine for v in self.verdicts if v.verdict == FAILED]
@@ -72,6 +80,7 @@ def verify(
     text_column: str = "text",
     limit: int = DEFAULT_LIMIT,
     checkpoint: str | None = None,
+    base: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     on_progress: OnProgress = no_progress,
@@ -85,6 +94,7 @@ def verify(
         text_column: the field that holds the text.
         limit: compare the first so many rows.
         checkpoint: where the checkpoint is now, if it was moved since export.
+        base: where the base model of an adapter is now.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
         on_progress: called with what is under way.
@@ -96,12 +106,16 @@ def verify(
     """
     names = _engine_names(artifact, engines)
     cases = cases_of(artifact, data, text_column, limit)
-    reference = reference_from_artifact(
-        artifact,
-        checkpoint=checkpoint,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-    )
+    # Each kind of cases asks its own kind of reference.
+    reference: Any = cases.recorded if isinstance(cases, Cases) else None
+    if reference is None:
+        reference = reference_from_artifact(
+            artifact,
+            checkpoint=checkpoint,
+            base=base,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
     cases = cases.prepared(reference)
     expected = cases.of_reference(reference, partial(on_progress, "PyTorch fp32"))
     floors: dict[str, list[npt.NDArray[Any]]] = {}
@@ -191,6 +205,7 @@ def _record(result: VerifyResult) -> None:
         )
     report = {
         "data": result.cases.origin,
+        "reference": result.reference,
         "rows": result.rows,
         "engines": {v.engine: dataclasses.asdict(records[v.engine]) for v in result.verdicts},
         "tolerance_source": {
