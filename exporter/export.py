@@ -14,6 +14,7 @@ from tfc.exporter.source import Source
 from tfc.exporter.standard import check_standard
 from tfc.exporter.tasks import IMAGE, task_of
 from tfc.exporter.text import export_text
+from tfc.exporter.without_tokenizer import export_without_tokenizer
 
 
 def export_checkpoint(
@@ -22,6 +23,7 @@ def export_checkpoint(
     *,
     task: str | None = None,
     max_length: int | None = None,
+    tokenizer: bool = True,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     on_stage: Callable[[str], None] = lambda _: None,
@@ -33,6 +35,7 @@ def export_checkpoint(
         folder: an existing folder to write into.
         task: the task, or None to tell it from the checkpoint's architecture.
         max_length: a limit on the tokens of a text, below the model's own.
+        tokenizer: without it a text model takes tensors only.
         trust_remote_code: run the Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
         on_stage: called with a few words whenever a stage begins.
@@ -47,7 +50,9 @@ def export_checkpoint(
         source, spec, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
     loaded = Loaded(source, spec, model, folder, max_length, trust_remote_code, on_stage)
-    if spec.generates:
+    if not tokenizer:
+        exported = export_without_tokenizer(loaded)
+    elif spec.generates:
         exported = export_generation(loaded)
     elif spec.reads == IMAGE:
         exported = export_image(loaded)

@@ -109,7 +109,8 @@ def tokenizer_from_source(
         raise BadCheckpoint(
             "this folder has no tokenizer",
             where=source.given,
-            fix="Save it into the folder with tokenizer.save_pretrained()",
+            fix="Save it into the folder with tokenizer.save_pretrained(), or export the model "
+            "for tensors with --no-tokenizer",
         )
     try:
         with _quiet():

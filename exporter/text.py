@@ -48,7 +48,7 @@ from tfc.exporter.to_onnx import onnx_from_module, signature_of, text_inputs
 from tfc.manifest import MODEL, Graph, Preprocess, Task
 from tfc.onnx_files import save_onnx
 
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _LABELLED = frozenset({TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, ZERO_SHOT_CLASSIFICATION})
 
 
@@ -60,7 +60,7 @@ def export_text(loaded: Loaded) -> Exported:
         CheckFailed: the graph does not say what the checkpoint says.
     """
     source, spec, model = loaded.source, loaded.spec, loaded.model
-    head = _head_of(source, spec)
+    head = head_of(source, spec)
     tokenizer = tokenizer_from_source(
         source,
         trust_remote_code=loaded.trust_remote_code,
@@ -76,7 +76,7 @@ def export_text(loaded: Loaded) -> Exported:
 
     loaded.on_stage("exporting to ONNX")
     inputs = text_inputs(names, max_positions_of(model))
-    graph = onnx_from_module(module, inputs, _output_names(spec, model, head))
+    graph = onnx_from_module(module, inputs, output_names(spec, model, head))
     path = loaded.folder / graph_file(MODEL)
     save_onnx(graph, path)
     preprocess = write_tokenizer(tokenizer, loaded.folder, limit, *prompts_of(source))
@@ -87,7 +87,7 @@ def export_text(loaded: Loaded) -> Exported:
     parity = check_outputs(module, path, feeds, where=source.given)
     return Exported(
         checkpoint=identity_of(source, model),
-        task=_task_record(spec, model, head),
+        task=task_record(spec, model, head),
         graphs={MODEL: Graph(signature_of(graph), fusion_sites_of(model.config))},
         preprocess=preprocess,
         parity=parity,
@@ -98,10 +98,11 @@ def text_module(source: Source, spec: TaskSpec, model: Any) -> torch.nn.Module:
     """What is exported, and what engines are compared with: the model and what follows it."""
     scores = spec.name == TEXT_CLASSIFICATION
     activation = score_activation_of(source) if scores else IDENTITY
-    return wrapped(model, spec, _head_of(source, spec), activation)
+    return wrapped(model, spec, head_of(source, spec), activation)
 
 
-def _head_of(source: Source, spec: TaskSpec) -> EmbeddingHead:
+def head_of(source: Source, spec: TaskSpec) -> EmbeddingHead:
+    """What follows the Transformer: nothing, but for embeddings."""
     return embedding_head_of(source) if spec.name == FEATURE_EXTRACTION else EmbeddingHead()
 
 
@@ -167,17 +168,19 @@ def _input_names(model: Any, tokenizer: Any) -> list[str]:
     """The tensors that both the tokenizer gives and the model takes, in our order."""
     taken = inspect.signature(model.forward).parameters
     given = set(tokenizer.model_input_names) | {"input_ids", "attention_mask"}
-    return [name for name in _INPUTS if name in taken and name in given]
+    return [name for name in INPUTS if name in taken and name in given]
 
 
-def _output_names(spec: TaskSpec, model: Any, head: EmbeddingHead) -> tuple[str, ...]:
+def output_names(spec: TaskSpec, model: Any, head: EmbeddingHead) -> tuple[str, ...]:
+    """The names of the outputs of a text model\'s graph."""
     if spec.name != FEATURE_EXTRACTION:
         return spec.outputs
     per_token = head.pooling == NO_POOLING and not is_projected(model)
     return ("last_hidden_state" if per_token else "embedding",)
 
 
-def _task_record(spec: TaskSpec, model: Any, head: EmbeddingHead) -> Task:
+def task_record(spec: TaskSpec, model: Any, head: EmbeddingHead) -> Task:
+    """What the manifest says of a text model\'s task."""
     if spec.name == FEATURE_EXTRACTION:
         pooling = PROJECTION if is_projected(model) else head.pooling
         return Task(spec.name, pooling=pooling, normalize=head.normalize)

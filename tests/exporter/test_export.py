@@ -249,3 +249,30 @@ def test_samples_hold_what_breaks_tokenizers(tiny_artifact: Path) -> None:
     assert max(len(text) for text in texts) > 400
     assert sum(not text.isascii() for text in texts) >= 8
     assert sha256_of_file(tiny_artifact / "samples.jsonl") == artifact.sha256("samples.jsonl")
+
+
+def test_without_a_tokenizer_the_model_takes_tensors(
+    tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    """The folder has none; ids come from elsewhere, and PyTorch's answers are kept for verify."""
+    folder = save_tiny_checkpoint(tmp_path / "c")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+    done = cli("export", folder, "-o", tmp_path / "a")
+    assert done.returncode == 5
+    assert "or export the model for tensors with --no-tokenizer" in " ".join(done.stderr.split())
+    done = cli("export", folder, "-o", tmp_path / "a", "--no-tokenizer")
+    assert done.returncode == 0, done.stderr
+    artifact = tfc.Artifact.open(tmp_path / "a")
+    assert artifact.manifest.preprocess is None
+    assert artifact.manifest.task.labels == ["cancel", "refund", "other"]
+    assert artifact.manifest.graphs["model"].fusion_sites == {"attention": 2, "add_layernorm": 4}
+    tfc.build_engine(artifact, backend="onnxruntime")
+    tfc.build_engine(artifact, backend="onnxruntime", precision="fp16")
+    assert tfc.verify(artifact).failed == []
+    with tfc.Session.load(tmp_path / "a", engine="onnxruntime-fp32") as session:
+        ids = np.array([[101, 2073, 2003, 102]])
+        feed = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}
+        assert session.run(feed)["logits"].shape == (1, 3)
+        with pytest.raises(UsageError, match="takes tensors, not text"):
+            session.predict(["hello"])

@@ -54,6 +54,11 @@ TASKS = {
     help="Base model of an adapter.  [default: told by its adapter_config.json]",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub model.")
+@click.option(
+    "--no-tokenizer",
+    is_flag=True,
+    help="Export a text model that takes tensors only; its folder needs no tokenizer.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is there already.")
 @click.option(
     "--trust-remote-code", is_flag=True, help="Run the Python code that comes with the checkpoint."
@@ -68,6 +73,7 @@ def command(
     max_length: int | None,
     base: str | None,
     revision: str | None,
+    no_tokenizer: bool,
     overwrite: bool,
     trust_remote_code: bool,
     allow_pickle: bool,
@@ -90,6 +96,7 @@ def command(
             max_length=max_length,
             base=base,
             revision=revision,
+            tokenizer=not no_tokenizer,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,

@@ -38,6 +38,7 @@ def export(
     max_length: int | None = None,
     revision: str | None = None,
     base: str | None = None,
+    tokenizer: bool = True,
     overwrite: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -53,6 +54,7 @@ def export(
         max_length: a limit in tokens on the length of a text, below the model's own.
         revision: the revision of a hub model.
         base: the base model of an adapter, if its config does not tell it (any more).
+        tokenizer: without it a text model takes tensors only, and needs none in its folder.
         overwrite: replace an artifact that is there already.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
@@ -79,7 +81,7 @@ def export(
     )
     step = Step(
         name=NAME,
-        options={"task": task, "max_length": max_length},
+        options={"task": task, "max_length": max_length, "tokenizer": tokenizer},
         inputs={"checkpoint": source.sha256},
         outputs=[],
         versions={**versions_of(*PACKAGES), **onnxruntime_version()},
@@ -96,6 +98,7 @@ def export(
             folder,
             task=task,
             max_length=max_length,
+            tokenizer=tokenizer,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             on_stage=on_stage,
