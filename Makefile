@@ -31,7 +31,7 @@ demo: $(READY)  ## checkpoint → verified engine → batch job, step by step; m
 test: $(READY)  ## ruff, mypy and the tests that need no GPU
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(OFFLINE) $(BIN)/pytest -q -n $(WORKERS) -m 'not gpu and not demo'
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) -m 'not gpu and not demo'
 
 check: $(READY)  ## ruff check, ruff format --check and mypy, without the tests
 	$(BIN)/ruff check

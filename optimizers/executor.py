@@ -57,7 +57,7 @@ def relative_difference(expected: Sequence[Outputs], got: Sequence[Outputs]) -> 
     """
     worst = 0.0
     for name in expected[0]:
-        scale = max(float(np.abs(_finite(e[name])).max(initial=0.0)) for e in expected)
+        scale = max(_largest(e[name]) for e in expected)
         for e, g in zip(expected, got, strict=True):
             worst = max(worst, _difference(e[name], g[name]) / (scale or 1.0))
     return worst
@@ -66,10 +66,27 @@ def relative_difference(expected: Sequence[Outputs], got: Sequence[Outputs]) -> 
 def _difference(expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
     if expected.shape != got.shape:
         return float("inf")
-    expected, got = expected.astype(np.float64), got.astype(np.float64)
+    if expected.dtype.kind != "f" or got.dtype.kind != "f":
+        expected, got = expected.astype(np.float64), got.astype(np.float64)
+    if _is_finite(expected) and _is_finite(got):
+        return _largest(expected - got)
     if not np.array_equal(np.isfinite(expected), np.isfinite(got)):
         return float("inf")
-    return float(np.abs(_finite(expected) - _finite(got)).max(initial=0.0))
+    return _largest(_finite(expected) - _finite(got))
+
+
+def _largest(array: npt.NDArray[Any]) -> float:
+    """The largest absolute value, without a copy: an output may be as wide as a vocabulary."""
+    if array.dtype.kind not in "fi":
+        array = array.astype(np.float64)
+    if not _is_finite(array):
+        array = _finite(array)
+    return max(float(array.max(initial=0)), -float(array.min(initial=0)))
+
+
+def _is_finite(array: npt.NDArray[Any]) -> bool:
+    """Whether all values are numbers; the extremes tell, for NaN is passed on by both."""
+    return bool(np.isfinite(array.max(initial=0)) and np.isfinite(array.min(initial=0)))
 
 
 def _finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -14,7 +14,7 @@ import pytest
 from matrix import save_generator
 
 import tfc
-from tfc.errors import BadInput, UsageError
+from tfc.errors import BadInput, CheckFailed, UsageError
 
 pytestmark = pytest.mark.ort
 TEXTS = [
@@ -228,3 +228,37 @@ def test_half_weights_and_the_command_line(
         assert done.returncode == 0, done.stdout + done.stderr
     assert "decoder in" in done.stdout
     assert "past_key_values × 4" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("family", "graph", "weight"),
+    [
+        ("gpt2", "decoder", "transformer.h.1.mlp.c_fc.bias"),
+        ("bart", "encoder", "model.decoder.layers.1.encoder_attn.v_proj.bias"),
+        ("bart", "decoder", "model.decoder.layers.0.fc1.bias"),
+    ],
+)
+def test_a_wrong_graph_leaves_evidence_that_names_its_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, graph: str, weight: str
+) -> None:
+    import tfc.exporter.generation.export as module
+
+    original = module.graphs_from_model
+
+    def sabotaged(model: Any) -> dict[str, ir.Model]:
+        graphs = original(model)
+        value = graphs[graph].graph.initializers[weight]
+        assert value.const_value is not None
+        value.const_value = ir.tensor(value.const_value.numpy() + 0.5, name=value.name)
+        return graphs
+
+    monkeypatch.setattr(module, "graphs_from_model", sabotaged)
+    save_generator(tmp_path / "c", family)
+    with pytest.raises(CheckFailed) as caught:
+        tfc.export(tmp_path / "c", tmp_path / "a")
+    part = weight.rpartition(".")[0]
+    assert f"the first module whose output differs is {part} (" in caught.value.what
+    assert f"and {graph}.onnx does" in caught.value.what
+    report = json.loads((tmp_path / "a.failed/report.json").read_text())
+    assert report["first_difference"]["module"] == part
+    assert not (tmp_path / "a").exists()

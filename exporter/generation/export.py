@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tfc.artifact import graph_file
-from tfc.errors import BadCheckpoint, UsageError
+from tfc.errors import BadCheckpoint, CheckFailed, UsageError
 from tfc.exporter.exported import Exported, Loaded, identity_of
+from tfc.exporter.generation.blame import with_evidence
 from tfc.exporter.generation.graphs import graphs_from_model
 from tfc.exporter.generation.parity import check_generation
 from tfc.exporter.generation.speech import PROMPT_FIELDS, speech_of
@@ -50,7 +51,7 @@ def export_generation(loaded: Loaded) -> Exported:
 
     loaded.on_stage("exporting to ONNX")
     graphs = graphs_from_model(model)
-    files: dict[str, Path | bytes] = {}
+    files: dict[str, Path] = {}
     records = {}
     for name, graph in graphs.items():
         path = loaded.folder / graph_file(name)
@@ -63,7 +64,10 @@ def export_generation(loaded: Loaded) -> Exported:
         write_sample_recordings(loaded.folder, audio.sampling_rate)
 
     loaded.on_stage("checking parity with the checkpoint")
-    parity = check_generation(model, files, where=source.given)
+    try:
+        parity = check_generation(model, files, where=source.given)
+    except CheckFailed as error:
+        raise with_evidence(model, files, error, source.given) from error
     return Exported(
         checkpoint=identity_of(source, model),
         task=Task(spec.name, generation=generation, speech=speech),

@@ -146,8 +146,7 @@ def write_artifact(target: Path, step: Step, work: Callable[[Path], Exported]) -
     """Let `work` write graphs into a folder, add the manifest, and put the folder at `target`.
 
     Raises:
-        CheckFailed: a graph is wrong; what shows it is kept in `<target>.failed`, but for models
-            that generate.
+        CheckFailed: a graph is wrong; what shows it is kept in `<target>.failed`.
     """
     from tfc.exporter.comparison import GraphDiffers
     from tfc.exporter.evidence import failure_with_evidence
