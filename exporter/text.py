@@ -83,10 +83,11 @@ def export_text(loaded: Loaded) -> Exported:
     write_samples(loaded.folder)
 
     loaded.on_stage("checking parity with the checkpoint")
-    feeds = feeds_from_texts(tokenizer, SAMPLE_TEXTS, names, limit)
+    checkpoint = identity_of(source, model)
+    feeds = feeds_from_texts(tokenizer, SAMPLE_TEXTS, names, limit, checkpoint.parameters)
     parity = check_outputs(module, path, feeds, where=source.given)
     return Exported(
-        checkpoint=identity_of(source, model),
+        checkpoint=checkpoint,
         task=task_record(spec, model, head),
         graphs={MODEL: Graph(signature_of(graph), fusion_sites_of(model.config))},
         preprocess=preprocess,
