@@ -10,8 +10,8 @@ from tfc.files import DATA_SUFFIX
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# A protobuf message is limited to 2 GiB, and is whole in memory, twice, whenever it is read or written:
-# BERT-large (1.3 GB) takes 5.7 GB to export as one file, and 3.4 GB with its weights beside it.
+# A protobuf message is limited to 2 GiB, and is whole in memory, more than once, whenever it is
+# written or read: BERT-large (1.3 GB) took 5.7 GB to export as one file.
 EXTERNAL_FROM_BYTES = 1 << 29
 
 
