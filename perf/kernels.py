@@ -1,6 +1,7 @@
 """Kernels per layer that TensorRT-RTX compiles, of the raw export and of the optimized graph.
 
-Random encoders of each family, hidden size 256, 4 heads, fp16, dynamic batch and length. A family
+Random encoders of each family, hidden size 256, 4 heads, fp16, dynamic batch and length. The raw
+export has every float in fp16; the optimized graph keeps what it keeps in fp32. A family
 is built with two layers and with four; the difference is two layers' kernels, whatever stands
 before and after them. No GPU is needed.
 
@@ -16,10 +17,11 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 import tfc
-from tfc.optimizers.precision.half import half_from_fp32
+from tfc.optimizers.graph import constant, set_type
 from tfc.runtime.backends import backend
 from tfc.runtime.backends.base import Inputs, Kernel, Profile
 from tfc.steps.record import versions_of
@@ -33,7 +35,6 @@ FAMILIES = (
     "camembert",
     "deberta",
     "deberta-v2",
-    "distilbert",
     "electra",
     "ernie",
     "layoutlm",
@@ -45,20 +46,18 @@ FAMILIES = (
     "xlm-roberta",
 )
 LAYERS = (2, 4)
-# What families call the number of layers, and their widths.
-SIZES = {
-    "distilbert": ("n_layers", {"dim": 256, "n_heads": 4, "hidden_dim": 512}),
-}
 WIDTHS = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
 
 
 @dataclass(frozen=True)
 class Found:
-    """Kernels of one layer, before and after; the names of a middle layer's kernels after."""
+    """Of one layer, before and after: kernels, and waits of streams for each other."""
 
     family: str
     raw: float
+    raw_waits: float
     optimized: float
+    optimized_waits: float
     fused_attention: int
     names: list[str]
 
@@ -69,11 +68,13 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     asked = parser.parse_args()
     found = []
-    print("| family | raw export | optimized |\n|---|--:|--:|")
+    print("| family | raw kernels | raw waits | kernels | waits |\n|---|--:|--:|--:|--:|")
     for family in asked.families.split(","):
         with tempfile.TemporaryDirectory() as folder:
             found.append(measure(family, Path(folder)))
-        print(f"| {family} | {found[-1].raw:g} | {found[-1].optimized:g} |", flush=True)
+        row = found[-1]
+        numbers = (row.raw, row.raw_waits, row.optimized, row.optimized_waits)
+        print(f"| {family} | {' | '.join(f'{n:g}' for n in numbers)} |", flush=True)
     if asked.output:
         report = {
             "command": " ".join(sys.argv),
@@ -86,12 +87,10 @@ def main() -> None:
 def measure(family: str, folder: Path) -> Found:
     raw, optimized = [], []
     for layers in LAYERS:
-        key, widths = SIZES.get(family, ("num_hidden_layers", WIDTHS))
         place = folder / str(layers)
-        save_tiny_checkpoint(place / "c", family, **{key: layers}, **widths)
+        save_tiny_checkpoint(place / "c", family, num_hidden_layers=layers, **WIDTHS)
         artifact = tfc.export(place / "c", place / "a").artifact
-        half, _ = half_from_fp32(ir.load(artifact.file("model.onnx")))
-        ir.save(half, place / "raw.onnx")
+        ir.save(all_in_half(ir.load(artifact.file("model.onnx"))), place / "raw.onnx")
         raw.append(kernels_of(artifact, place / "raw.onnx", place / "raw.plan"))
         tfc.build_engine(artifact, precision="fp16", backend="tensorrt-rtx", allow_missed=True)
         graph = artifact.file("optimized/tensorrt.fp16/model.onnx")
@@ -99,11 +98,29 @@ def measure(family: str, folder: Path) -> Found:
     attention = artifact.manifest.engines["tensorrt-rtx-fp16"].audit["fused_attention"]
     return Found(
         family,
-        _per_layer(raw),
-        _per_layer(optimized),
+        *_per_layer(raw),
+        *_per_layer(optimized),
         attention,
         [kernel.name for kernel in optimized[0]],
     )
+
+
+def all_in_half(model: ir.Model) -> ir.Model:
+    """The raw export with every float in fp16, as `model.half()` would have exported it."""
+    for value in model.graph.initializers.values():
+        array = constant(value)
+        if array is not None and array.dtype == np.float32:
+            limit = np.finfo(np.float16).max
+            half = np.clip(array, -limit, limit).astype(np.float16)
+            value.const_value = ir.tensor(half, name=value.name)
+    outputs = [value for node in model.graph for value in node.outputs]
+    for value in (*model.graph.initializers.values(), *outputs):
+        if value.dtype == ir.DataType.FLOAT:
+            set_type(value, ir.DataType.FLOAT16, value.shape)
+    for node in model.graph:
+        if node.op_type == "Cast" and node.attributes["to"].value == ir.DataType.FLOAT:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
+    return model
 
 
 def kernels_of(artifact: tfc.Artifact, graph: Path, plan: Path) -> tuple[Kernel, ...]:
@@ -113,9 +130,11 @@ def kernels_of(artifact: tfc.Artifact, graph: Path, plan: Path) -> tuple[Kernel,
     return backend("tensorrt-rtx").build(graph, plan, Inputs(tensors), Profile()).kernels
 
 
-def _per_layer(built: list[tuple[Kernel, ...]]) -> float:
-    few, many = (len(kernels) for kernels in built)
-    return (many - few) / (LAYERS[1] - LAYERS[0])
+def _per_layer(built: list[tuple[Kernel, ...]]) -> tuple[float, float]:
+    waits = [sum(kernel.type in ("wait", "signal") for kernel in kernels) for kernels in built]
+    work = [len(kernels) - wait for kernels, wait in zip(built, waits, strict=True)]
+    layers = LAYERS[1] - LAYERS[0]
+    return (work[1] - work[0]) / layers, (waits[1] - waits[0]) / layers
 
 
 if __name__ == "__main__":

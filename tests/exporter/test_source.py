@@ -129,3 +129,11 @@ def test_an_unsupported_task_names_the_supported_ones(tmp_path: Path) -> None:
     assert task_of(source, "feature-extraction").name == "feature-extraction"
     with pytest.raises(UsageError, match="there is no task 'poetry'"):
         task_of(source, "poetry")
+
+
+def test_the_help_of_export_names_the_tasks_and_the_opset() -> None:
+    from tfc.cli.export import OPSET, TASKS
+    from tfc.exporter.to_onnx import OPSET as EXPORTED
+
+    assert sorted(TASKS) == sorted(task_names())
+    assert OPSET == EXPORTED

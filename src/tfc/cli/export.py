@@ -35,6 +35,10 @@ TASKS = {
 }
 
 
+# tfc.exporter.to_onnx.OPSET, which needs torch; the same test compares it.
+OPSET = 23
+
+
 @click.command("export", cls=ExportCommand)
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, metavar="ARTIFACT", help="The folder to create.")
@@ -118,6 +122,7 @@ def command(
         normalized = ", normalised" if manifest.task.normalize else ""
         rows["pooling"] = f"{manifest.task.pooling}{normalized}"
     rows.update(_graphs(manifest))
+    rows["graph"] = f"ONNX opset {OPSET}, standard operators only"
     rows["parity"] = (
         f"largest difference {parity['max_abs']:.1e} on values up to {parity['scale']:.3g} "
         f"({parity['tolerance']:.0e} of that is allowed)"
