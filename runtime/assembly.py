@@ -28,7 +28,7 @@ from tfc.runtime.tasks.generation import DecodingOptions, settings_of
 from tfc.runtime.tasks.media import MediaModel
 from tfc.runtime.tasks.options import options_from_values
 from tfc.runtime.tensors import profile_of
-from tfc.runtime.tokenization import TOKENIZER_INPUTS, TextEncoder
+from tfc.runtime.tokenization import INPUT_IDS, TOKENIZER_INPUTS, TextEncoder
 
 Runners = Mapping[str, Runner]
 
@@ -87,7 +87,7 @@ def assembly_of(artifact: Artifact, engine: Engine) -> Assembly | None:
     manifest, profile = artifact.manifest, profile_of(engine)
     name = manifest.task.name
     if name in MEDIA_TASKS:
-        return _media_assembly(artifact)
+        return _media_assembly(artifact, profile)
     if manifest.preprocess is None:
         return None
     if name in GENERATION_TASKS:
@@ -101,7 +101,7 @@ def _text_assembly(artifact: Artifact, profile: Profile) -> Assembly:
     signature = manifest.graphs[MODEL].signature
     names = kind.outputs(manifest.task)
     check_outputs(names, manifest.task, signature)
-    encoder = _text_encoder(artifact, kind.offsets)
+    encoder = text_encoder_of(artifact, kind.offsets)
     feeder = TextFeeder(encoder, signature, profile)
     longest = min(encoder.preprocess.max_length, feeder.longest)
     return Assembly(
@@ -114,7 +114,7 @@ def _text_assembly(artifact: Artifact, profile: Profile) -> Assembly:
 
 def _generation_assembly(artifact: Artifact, profile: Profile) -> Assembly:
     manifest = artifact.manifest
-    encoder = _text_encoder(artifact)
+    encoder = text_encoder_of(artifact)
     feeder = TextFeeder(encoder, manifest.signature, profile)
     longest = min(encoder.preprocess.max_length, feeder.longest)
     return Assembly(
@@ -125,12 +125,12 @@ def _generation_assembly(artifact: Artifact, profile: Profile) -> Assembly:
     )
 
 
-def _media_assembly(artifact: Artifact) -> Assembly:
+def _media_assembly(artifact: Artifact, profile: Profile) -> Assembly:
     manifest = artifact.manifest
     kind = MEDIA_TASKS[manifest.task.name]
     writes = DECODER in manifest.graphs
-    text = _text_encoder(artifact) if writes else None
-    feeder = MediaFeeder(_media_encoder(manifest))
+    text = text_encoder_of(artifact) if writes else None
+    feeder = MediaFeeder(_media_encoder(manifest), profile)
     if writes:
         run = _decoding(manifest, feeder.most_rows)
     else:
@@ -172,16 +172,23 @@ def _media_encoder(manifest: Manifest) -> MediaEncoder:
     )
 
 
-def _text_encoder(artifact: Artifact, offsets: bool = False) -> TextEncoder:
+def text_encoder_of(artifact: Artifact, offsets: bool = False) -> TextEncoder:
+    """The artifact's tokenizer, for the inputs of its first graph.
+
+    Raises:
+        UsageError: it has none.
+    """
     manifest = artifact.manifest
-    assert manifest.preprocess is not None
+    if manifest.preprocess is None:
+        raise UsageError(
+            "this artifact takes tensors, not text",
+            where=str(artifact.path),
+            fix="Compare its engines with Session.run on your own tensors",
+        )
     names = [spec.name for spec in manifest.signature.inputs if spec.name in TOKENIZER_INPUTS]
-    return TextEncoder(
-        artifact.file(manifest.preprocess.tokenizer),
-        manifest.preprocess,
-        names or [*TOKENIZER_INPUTS][:1],
-        offsets=offsets,
-    )
+    names = names or [INPUT_IDS]  # a model that hears: its tokenizer gives what its decoder reads
+    path = artifact.file(manifest.preprocess.tokenizer)
+    return TextEncoder(path, manifest.preprocess, names, offsets=offsets)
 
 
 def takes_tensors_only(task: str) -> UsageError:

@@ -107,21 +107,24 @@ class MediaFeeder:
 
     Args:
         encoder: makes the arrays, and the inputs of a batch of them.
+        profile: the sizes that the engine was built for.
     """
 
-    most_rows = MOST_MEDIA
     longest = 1
 
-    def __init__(self, encoder: MediaEncoder) -> None:
+    def __init__(self, encoder: MediaEncoder, profile: Profile) -> None:
         self.encoder = encoder
+        self._least_rows = profile.batch.min
+        self.most_rows = min(MOST_MEDIA, profile.batch.max)
 
     def length(self, row: Any) -> int:
         """Every row is as long as the others."""
         return 1
 
     def feed(self, rows: Sequence[Any]) -> Feed:
-        """The rows as one array."""
-        return Feed(self.encoder.batch(rows), [NO_CUT] * len(rows), 1)
+        """The rows as one array; the last row again where the engine's smallest batch is larger."""
+        filled = [*rows, *[rows[-1]] * (self._least_rows - len(rows))]
+        return Feed(self.encoder.batch(filled), [NO_CUT] * len(rows), 1)
 
 
 class GraphRunner:

@@ -127,3 +127,31 @@ def test_verify_and_inspect_speak_of_images(
     done = cli("bench", folder)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "models for image-classification are not measured yet" in done.stderr
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 2), (4, 4, 8)])
+def test_batches_keep_to_the_sizes_of_the_engine(
+    vit: tfc.Artifact, tmp_path: Path, sizes: tuple[int, int, int]
+) -> None:
+    """Five images in batches of at most two; two images where the smallest batch is four."""
+    folder = Path(shutil.copytree(vit.path, tmp_path / "a"))
+    with tfc.Session.load(folder) as session:
+        expected = session.predict(images() * 2 + images()[:1])
+    tfc.build_engine(tfc.Artifact.open(folder), backend="onnxruntime", batch=sizes)
+    with tfc.Session.load(folder) as session:
+        runner = session._runners["model"]
+        rows: list[int] = []
+
+        class Recorder:
+            def run(self, inputs: Any) -> Any:
+                rows.append(len(inputs["pixel_values"]))
+                return runner.run(inputs)
+
+            def close(self) -> None:
+                runner.close()
+
+        session._runners = {"model": Recorder()}
+        found = session.predict(images() * 2 + images()[:1])
+    assert set(rows) <= set(range(sizes[0], sizes[2] + 1))
+    for one, other in zip(found, expected, strict=True):
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-6)

@@ -15,12 +15,13 @@ import numpy as np
 from tfc.artifact import BENCH_REPORT, Artifact
 from tfc.errors import BackendUnavailable, UsageError
 from tfc.manifest import MODEL, Engine
+from tfc.runtime.assembly import text_encoder_of
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.cores import busy_share, usable_cores
 from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.padding import Feed
 from tfc.runtime.throughput import Cell, measure
-from tfc.steps.cases import sample_texts, text_encoder_of
+from tfc.steps.cases import sample_texts
 from tfc.steps.record import OnProgress, no_progress, versions_of
 from tfc.steps.reference import Reference, reference_from_artifact
 

@@ -16,11 +16,12 @@ from tfc.artifact import SAMPLE_FILES, SAMPLES, Artifact
 from tfc.errors import UsageError
 from tfc.files import sha256_of_file
 from tfc.manifest import BATCH, DECODER, ENCODER, MODEL, SEQUENCE, Manifest
+from tfc.runtime.assembly import text_encoder_of
 from tfc.runtime.audio import AudioEncoder
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.images import ImageEncoder
 from tfc.runtime.padding import Feed
-from tfc.runtime.tokenization import ATTENTION_MASK, INPUT_IDS, TOKENIZER_INPUTS, Text, TextEncoder
+from tfc.runtime.tokenization import ATTENTION_MASK, Text
 from tfc.steps.generation_cases import MOST_ROWS, TOKENS, GenerationCases
 from tfc.steps.reference import Recorded, Reference, recorded_from_artifact
 from tfc.tensor_samples import TENSOR_SAMPLES
@@ -198,24 +199,6 @@ def _cases_from_tensors(artifact: Artifact) -> Cases:
 def _sample_media(artifact: Artifact) -> list[Path]:
     names = [n for n in artifact.manifest.files if n.startswith(f"{SAMPLE_FILES}/")]
     return [artifact.file(name) for name in sorted(names)]
-
-
-def text_encoder_of(artifact: Artifact) -> TextEncoder:
-    """The artifact's tokenizer, for the inputs of its graph.
-
-    Raises:
-        UsageError: it has none.
-    """
-    manifest = artifact.manifest
-    if manifest.preprocess is None:
-        raise UsageError(
-            "this artifact takes tensors, not text",
-            where=str(artifact.path),
-            fix="Compare its engines with Session.run on your own tensors",
-        )
-    names = [s.name for s in manifest.signature.inputs if s.name in TOKENIZER_INPUTS]
-    names = names or [INPUT_IDS]  # a model that hears: its tokenizer gives what its decoder reads
-    return TextEncoder(artifact.file(manifest.preprocess.tokenizer), manifest.preprocess, names)
 
 
 def _output_axes(artifact: Artifact) -> dict[str, list[int | str]]:

@@ -6,9 +6,10 @@ import numpy as np
 
 from tfc.artifact import Artifact
 from tfc.manifest import DECODER
+from tfc.runtime.assembly import text_encoder_of
 from tfc.runtime.padding import Feed, padded_left, with_holes
 from tfc.runtime.tokenization import INPUT_IDS
-from tfc.steps.cases import sample_media_feeds, sample_texts, text_encoder_of, text_feeds
+from tfc.steps.cases import sample_media_feeds, sample_texts, text_feeds
 from tfc.steps.generation_cases import decoder_feeds
 from tfc.tensor_samples import TENSOR_SAMPLES, tensor_samples_from
 
