@@ -62,7 +62,7 @@ def model_from_source(
                 options["config"] = config_for_adapter(source, loader, trust_remote_code)
             model, info = _load(loader, source.base or source, options)
         except _LOADING_ERRORS as error:
-            raise _loading_failed(source, error) from error
+            raise _loading_failed(source, task, error) from error
         if source.base is None:
             _check_complete(source, task, info)
             return model.eval()
@@ -191,13 +191,19 @@ def _load(loader: Any, source: Source, options: dict[str, Any]) -> Any:
         return loader.from_pretrained(str(source.folder), attn_implementation="eager", **options)
 
 
-def _loading_failed(source: Source, error: Exception) -> BadCheckpoint:
+def _loading_failed(source: Source, task: TaskSpec, error: Exception) -> BadCheckpoint:
     if source.model_type not in transformers.CONFIG_MAPPING:
         return BadCheckpoint(
             f"transformers {transformers.__version__} does not know "
             f"the model type '{source.model_type}'",
             where=source.given,
             fix="Upgrade transformers, or correct model_type in config.json",
+        )
+    if "Unrecognized configuration class" in str(error):  # what an auto class says of a model
+        return BadCheckpoint(
+            f"transformers has no model for {task.name} of the type '{source.model_type}'",
+            where=source.given,
+            fix="Choose another --task, or leave it out: the architecture tells it",
         )
     return BadCheckpoint(
         f"transformers cannot load the checkpoint ({first_line(error)})",

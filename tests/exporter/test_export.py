@@ -276,3 +276,13 @@ def test_without_a_tokenizer_the_model_takes_tensors(
         assert session.run(feed)["logits"].shape == (1, 3)
         with pytest.raises(UsageError, match="takes tensors, not text"):
             session.predict(["hello"])
+
+
+def test_a_task_that_the_model_type_does_not_have(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpoint) as caught:
+        tfc.export(tiny_checkpoint, tmp_path / "a", task="translation")
+    assert caught.value.what == (
+        "transformers has no model for text2text-generation of the type 'bert'"
+    )
+    assert caught.value.fix == "Choose another --task, or leave it out: the architecture tells it"
+    assert nothing_at(tmp_path / "a")
