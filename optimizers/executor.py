@@ -104,6 +104,10 @@ def session_from_model(model: ir.Model) -> Any:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = _FATAL
+    # A session judges a few small batches: weights packed for its kernels would cost more time,
+    # and as much memory again, than they save, and so would threads that wait for work by turning.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     weights = _taken_out(copy)
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     options.add_external_initializers(list(weights), values)

@@ -20,7 +20,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from tfc.errors import ContractNotReached, first_line
 from tfc.optimizers.contract import LABELS, Count, counts, expected_sites, fused_sites
 from tfc.optimizers.executor import Feed, outputs_of, relative_difference
-from tfc.optimizers.passes import Pass, Refusal
+from tfc.optimizers.passes import FusionPass, Pass, Refusal
 from tfc.optimizers.stages import RAISING, Selection, stages_of
 
 # Fusions reorder fp32 sums: measured below 2e-6 of the output's scale. What changes the meaning
@@ -128,7 +128,10 @@ def optimize(
         ContractNotReached: fewer sites were fused than the model has.
     """
     stages = stages_of(target, selection)
-    ledger = _Ledger(model.clone(), feeds, outputs_of(model, feeds))
+    outputs = outputs_of(model, feeds)
+    model = model.clone()
+    ShapeInferencePass()(model)
+    ledger = _Ledger(model, feeds, outputs)
     before = len(model.graph)
     total = sum(len(stage.passes) for stage in stages)
     done = 0
@@ -162,8 +165,9 @@ def optimize(
 
 def _run(ledger: _Ledger, step: Pass) -> None:
     """Apply one pass to a copy, and keep the copy if its numbers hold."""
-    candidate = ledger.model.clone()
-    result = step.apply(candidate)
+    idle = step.nothing_to_do(ledger.model) if isinstance(step, FusionPass) else None
+    candidate = ledger.model if idle is not None else ledger.model.clone()
+    result = idle if idle is not None else step.apply(candidate)
     _keep_output_names(candidate, ledger.model)
     ledger.refusals += result.refusals
     if not result.changed:
