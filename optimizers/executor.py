@@ -21,6 +21,7 @@ import onnx_ir as ir
 from tfc.optimizers.graph import constant, set_type
 from tfc.optimizers.lowering.attention_mask import ExpandAttentionMask
 from tfc.optimizers.precision.simulation import has_half, simulate_half
+from tfc.optimizers.stand_ins import write_out_computed
 
 Feed = Mapping[str, npt.NDArray[Any]]
 # An invalid graph raises; its error need not be printed too.
@@ -105,6 +106,7 @@ def _session_and_weights(model: ir.Model) -> tuple[Any, Outputs]:
     ExpandAttentionMask().apply(copy)
     if has_half(copy):
         simulate_half(copy)
+    write_out_computed(copy)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = _FATAL

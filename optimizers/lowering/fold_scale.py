@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from tfc.optimizers.graph import add_constant, attribute, constant, is_op, only_user
+from tfc.optimizers.computed import computed
+from tfc.optimizers.graph import add_weight, attribute, is_op, only_user
 from tfc.optimizers.lowering.heads import Heads, Projection, heads_of, projection_of
 from tfc.optimizers.passes import Refusal, refusal
 
@@ -63,14 +63,13 @@ class FoldScale:
     def rewrite(self, model: ir.Model, match: Match) -> None:
         """Scale copies of the weights, for others may read them too."""
         for value in (match.query.weight, match.query.bias):
-            array = constant(value)
-            if value is None or array is None:
+            if value is None or value.const_value is None:
                 continue
-            scaled = (array.astype(np.float64) * match.scale).astype(array.dtype)
+            scaled = computed("Mul", [value.const_value], factor=match.scale)
             layer = match.query.product if value is match.query.weight else match.query.addition
             assert layer is not None
             index = next(i for i, operand in enumerate(layer.inputs) if operand is value)
-            layer.replace_input_with(index, add_constant(model, f"{value.name}.scaled", scaled))
+            layer.replace_input_with(index, add_weight(model, f"{value.name}.scaled", scaled))
         match.attention.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
 
 

@@ -130,7 +130,9 @@ def _optimized_file(
             source,
             output,
             target,
-            **selection,
+            passes=selection["passes"],
+            only=selection["only"],
+            skip=selection["skip"],
             on_progress=lambda what, done, total: report(done, total, what),
         )
     return result.as_json()
@@ -148,6 +150,11 @@ def print_report(report: dict[str, Any], target: str) -> None:
         f"nodes {nodes['before']} → {nodes['after']}; differences are relative to the output's "
         f"scale, {report['tolerance']:.0e} is allowed"
     )
+    if "stand_in_bytes" in report:
+        out.print(
+            f"judged on random stand-ins for {report['stand_in_bytes'] / 1e9:.1f} GB of weights, "
+            "which were not loaded"
+        )
     for miss in report["missed"][:5]:
         out.print(f"left alone: {miss['kind']} at {miss['module'] or miss['node']}: "
                   f"{miss['reason']}")  # fmt: skip

@@ -1,0 +1,136 @@
+"""Time and peak memory of `tfc optimize`, for both targets, on models of several sizes.
+
+    python perf/compiler.py -o perf/results/compiler.json
+
+Each run is a whole process, from the exported artifact to the optimized graph on disk. CPU seconds
+are the process's own (user and system); wall seconds depend on what else the machine does, so the
+load average before each run stands beside them. Peak memory is the largest resident set of the
+process, as the kernel counts it: pages of mapped files are in it. It is shown as a multiple of
+the exported graph with its weights; `-` is a process that loads tfc and its libraries only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from export import MINILM, SHAPES, checkpoint_of, versions
+
+TARGETS = ("onnxruntime", "tensorrt")
+MODELS = (MINILM, "bert-base", "bert-large")
+_IMPORTS = "import tfc.optimizers, tfc.steps.optimize, onnxruntime"
+
+
+@dataclass
+class Measured:
+    """Runs of one command: seconds, CPU seconds, peak MB, and the load average before each."""
+
+    model: str
+    target: str
+    model_mb: float
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    peak_mb: list[float] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
+    message: str = ""
+
+    def run(self, command: list[str]) -> None:
+        """Run it once more."""
+        self.load.append(os.getloadavg()[0])
+        with tempfile.TemporaryFile() as said:
+            begun = time.perf_counter()
+            process = subprocess.Popen(command, stdout=said, stderr=said, env=_environment())
+            _, status, usage = os.wait4(process.pid, 0)
+            self.seconds.append(time.perf_counter() - begun)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            said.seek(0)
+            text = said.read().decode(errors="replace").strip()
+        self.cpu_seconds.append(usage.ru_utime + usage.ru_stime)
+        self.peak_mb.append(usage.ru_maxrss * 1024 / 1e6)
+        if process.returncode:
+            self.message = f"exit code {process.returncode}: {text[-300:]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default=",".join(MODELS), help=f"of {MINILM}, {[*SHAPES]}")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path)
+    asked = parser.parse_args()
+    results = [_imports(asked.repeat)]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in filter(None, asked.models.split(",")):
+            results += measure(name, Path(folder), asked.repeat)
+    print_table(results)
+    if asked.output:
+        report = {
+            "command": " ".join(sys.argv),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "versions": versions(None),
+            "results": [asdict(result) for result in results],
+        }
+        asked.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _imports(repeat: int) -> Measured:
+    found = Measured("-", "-", 0.0)
+    for _ in range(repeat):
+        found.run([sys.executable, "-c", _IMPORTS])
+    return found
+
+
+def measure(name: str, folder: Path, repeat: int) -> list[Measured]:
+    """Export once; optimize a copy of the artifact for each target, in turn."""
+    artifact, copy = folder / "artifact", folder / "copy"
+    tfc = [sys.executable, "-m", "tfc"]
+    checkpoint = checkpoint_of(name, folder / name)
+    task = "feature-extraction" if name == MINILM else "text-classification"
+    export = [*tfc, "export", str(checkpoint), "-o", str(artifact), "--task", task]
+    subprocess.run(export, check=True, env=_environment(), capture_output=True)
+    size = sum(path.stat().st_size for path in artifact.glob("model.onnx*")) / 1e6
+    found = [Measured(name, target, size) for target in TARGETS]
+    for _ in range(repeat):
+        for each in found:
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(artifact, copy)
+            each.run([*tfc, "optimize", str(copy), "--target", each.target])
+    for used in (artifact, copy, folder / name):
+        shutil.rmtree(used, ignore_errors=True)
+    return found
+
+
+def _environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    return {**kept, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+def print_table(results: list[Measured]) -> None:
+    print("| model | MB | target | seconds | CPU seconds | load | peak MB | peak / model |")
+    print("|---|--:|---|--:|--:|--:|--:|--:|")
+    for result in results:
+        peak = statistics.median(result.peak_mb)
+        row = [
+            result.model,
+            f"{result.model_mb:.0f}",
+            result.target,
+            result.message or f"{statistics.median(result.seconds):.1f}",
+            f"{statistics.median(result.cpu_seconds):.1f}",
+            f"{statistics.median(result.load):.1f}",
+            f"{peak:.0f}",
+            f"{peak / result.model_mb:.2f}" if result.model_mb else "-",
+        ]
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()
