@@ -39,17 +39,19 @@ class Noise:
     """One buffer of random numbers that fp16 can hold, and how often stand-ins were read."""
 
     def __init__(self, size: int, spread: float) -> None:
-        random = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
-        random *= np.float32(spread)
-        self.half = random.astype(np.float16)
-        self.full = self.half.astype(np.float32)
+        self._full = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
+        self._full *= np.float32(spread)
+        self._full[:] = self._full.astype(np.float16)
+        self._half: npt.NDArray[np.float16] | None = None
         self.reads = 0
 
     def view(self, dtype: ir.DataType, offset: int, shape: ir.Shape) -> npt.NDArray[np.generic]:
         """So many numbers from an offset on."""
         self.reads += 1
         sizes = shape.numpy()
-        buffer = self.half if dtype == _HALF else self.full
+        if dtype == _HALF and self._half is None:
+            self._half = self._full.astype(np.float16)
+        buffer = self._half if dtype == _HALF and self._half is not None else self._full
         return buffer[offset : offset + int(np.prod(sizes))].reshape(sizes)
 
 

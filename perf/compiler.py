@@ -1,12 +1,16 @@
 """Time and peak memory of `tfc optimize`, for both targets, on models of several sizes.
 
     python perf/compiler.py -o perf/results/compiler.json
+    python perf/compiler.py --models '' --large -o perf/results/compiler_large.json
 
 Each run is a whole process, from the exported artifact to the optimized graph on disk. CPU seconds
 are the process's own (user and system); wall seconds depend on what else the machine does, so the
 load average before each run stands beside them. Peak memory is the largest resident set of the
 process, as the kernel counts it: pages of mapped files are in it. It is shown as a multiple of
 the exported graph with its weights; `-` is a process that loads tfc and its libraries only.
+
+`--large` is `tfc optimize MODEL.onnx` on a graph of Mistral 7B in fp32 whose weights are holes in a
+file (`large_graph.py`); the result stays in its folder, so only weights that change are written.
 """
 
 from __future__ import annotations
@@ -64,6 +68,7 @@ class Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(MODELS), help=f"of {MINILM}, {[*SHAPES]}")
+    parser.add_argument("--large", action="store_true", help="7 billion parameters as well")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path)
     asked = parser.parse_args()
@@ -71,6 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in filter(None, asked.models.split(",")):
             results += measure(name, Path(folder), asked.repeat)
+        results += measure_large(Path(folder)) if asked.large else []
     print_table(results)
     if asked.output:
         report = {
@@ -106,6 +112,22 @@ def measure(name: str, folder: Path, repeat: int) -> list[Measured]:
             each.run([*tfc, "optimize", str(copy), "--target", each.target])
     for used in (artifact, copy, folder / name):
         shutil.rmtree(used, ignore_errors=True)
+    return found
+
+
+def measure_large(folder: Path) -> list[Measured]:
+    """Once for each target."""
+    from large_graph import save_mistral
+
+    model, output = folder / "mistral.onnx", folder / "out.onnx"
+    parameters = save_mistral(model)
+    size = sum(path.stat().st_size for path in folder.glob("mistral.onnx*")) / 1e6
+    name = f"Mistral 7B ({parameters / 1e9:.2f} billion parameters)"
+    found = [Measured(name, target, size) for target in TARGETS]
+    for each in found:
+        command = [sys.executable, "-m", "tfc", "optimize", str(model), "-o", str(output)]
+        each.run([*command, "--target", each.target])
+        output.with_name("out.onnx.data").unlink(missing_ok=True)
     return found
 
 

@@ -112,6 +112,23 @@ def test_a_file_is_optimized_and_keeps_its_weights_beside_it(
     assert relative_difference(outputs_of(ir.load(block), [feed]), outputs_of(out, [feed])) < 2e-6
 
 
+def test_in_its_folder_the_result_reads_the_same_weights(block: Path) -> None:
+    output = block.with_name("out.onnx")
+    optimize_file(block, output, "tensorrt", stand_ins_from=1)
+    files = {v.name: v.const_value.location for v in ir.load(output).graph.initializers.values()
+             if isinstance(v.const_value, ir.ExternalTensor)}  # fmt: skip
+    assert files == {
+        "wo": "block.onnx.data",
+        "node_1.packed.weight": "out.onnx.data",
+        "node_1.packed.bias": "out.onnx.data",
+    }
+    # q, scaled, k and v in fp32, and their bias; wo is not among them.
+    assert output.with_name("out.onnx.data").stat().st_size < 3.1 * (1 << 20)
+    feed = {"x": np.ones((1, 3, WIDE), np.float32)}
+    expected, got = (outputs_of(ir.load(path), [feed]) for path in (block, output))
+    assert relative_difference(expected, got) < 2e-6
+
+
 def test_below_the_limit_the_weights_are_themselves(block: Path) -> None:
     model = ir.load(block)
     assert with_stand_ins(model) is model

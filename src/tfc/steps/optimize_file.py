@@ -36,7 +36,8 @@ def optimize_file(
 
     Weights in a file beside the graph stay there until the result is written, and are then copied
     one by one. Where they are too large to run, passes are judged on stand-ins for them
-    (`tfc.optimizers.stand_ins`), and the report says so.
+    (`tfc.optimizers.stand_ins`), and the report says so; if then `output` is in the folder of
+    `model`, it goes on reading those that did not change from where they are.
 
     Expected fusions are counted in the graph: every softmax over scores, every norm of a sum. The
     graph is written even where some were missed; the report says which and why.
@@ -66,16 +67,18 @@ def optimize_file(
         selection=selection_of(passes, only, skip),
         on_pass=on_progress,
     )
-    _write(optimized, Path(output))
+    folder = Path(output).resolve().parent
+    share = report.stand_ins > 0 and folder == Path(model).resolve().parent
+    _write(optimized, Path(output), stay_in=folder if share else None)
     return report
 
 
-def _write(model: ir.Model, output: Path) -> None:
+def _write(model: ir.Model, output: Path, stay_in: Path | None) -> None:
     """Write the graph and its weights beside the place, then move them there, the graph last."""
     with disk_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-            save_onnx(model, Path(folder) / output.name)
+            save_onnx(model, Path(folder) / output.name, stay_in=stay_in)
             for file in sorted(Path(folder).iterdir(), reverse=True):
                 sync(file)
                 os.replace(file, output.with_name(file.name))
