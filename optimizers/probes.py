@@ -63,7 +63,9 @@ def feed_of_sizes(model: ir.Model, sizes: Mapping[str, int], seed: int) -> Feed:
 def ledger_feeds(model: ir.Model) -> list[Feed]:
     """Batches on which passes are judged: full, padded right, padded left, with holes, one row.
 
-    A graph with stand-ins is slow to run: it gets every padding in one short batch. Some exported graphs run at the sizes they were traced with only; sizes are tried until one
+    A graph with stand-ins is slow to run: it gets every padding in one short batch.
+
+    Some exported graphs run at the sizes they were traced with only; sizes are tried until one
     runs.
 
     Raises:
