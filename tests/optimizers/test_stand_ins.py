@@ -134,6 +134,27 @@ def test_below_the_limit_the_weights_are_themselves(block: Path) -> None:
     assert with_stand_ins(model) is model
 
 
+def test_all_paddings_are_in_one_short_batch(graphs, tmp_path: Path) -> None:
+    text = f"""g (float[batch,sequence,{WIDE}] x, int64[batch,sequence] attention_mask, {MATRIX} w)
+      => (float[batch,sequence,{WIDE}] y) {{
+        h = MatMul(x, w)
+        keep = Cast<to=1>(attention_mask)
+        axis = Constant<value_ints=[2]>()
+        wide = Unsqueeze(keep, axis)
+        y = Mul(h, wide)
+    }}"""
+    model = graphs.model(text, w=(WIDE, WIDE))
+    assert len(ledger_feeds(model)) == 5
+    ir.save(model, tmp_path / "m.onnx", external_data="m.onnx.data")
+    batch, row = ledger_feeds(with_stand_ins(ir.load(tmp_path / "m.onnx"), limit=1))
+    assert batch["attention_mask"].tolist() == [
+        [1, 1, 0, 1, 1, 0, 1, 1],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 1, 1],
+    ]
+    assert row["attention_mask"].shape == (1, 8)
+
+
 class Shrink:
     """A pass that writes what it saw in a weight into the graph."""
 
