@@ -6,8 +6,9 @@
 Each run is a whole process, from the exported artifact to the optimized graph on disk. CPU seconds
 are the process's own (user and system); wall seconds depend on what else the machine does, so the
 load average before each run stands beside them. Peak memory is the largest resident set of the
-process, as the kernel counts it: pages of mapped files are in it. It is shown as a multiple of
-the exported graph with its weights; `-` is a process that loads tfc and its libraries only.
+process, as the kernel counts it: pages of mapped files are in it. (A child that was forked starts
+with the peak of its parent, so this process loads nothing large itself.) It is shown as a multiple
+of the exported graph with its weights; `-` is a process that loads tfc and its libraries only.
 
 `--large` is `tfc optimize MODEL.onnx` on a graph of Mistral 7B in fp32 whose weights are holes in a
 file (`large_graph.py`); the result stays in its folder, so only weights that change are written.
@@ -25,11 +26,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 from export import MINILM, SHAPES, checkpoint_of, versions
 
+T = TypeVar("T")
 TARGETS = ("onnxruntime", "tensorrt")
 MODELS = (MINILM, "bert-base", "bert-large")
 _IMPORTS = "import tfc.optimizers, tfc.steps.optimize, onnxruntime"
@@ -61,6 +67,11 @@ class Measured:
             text = said.read().decode(errors="replace").strip()
         self.cpu_seconds.append(usage.ru_utime + usage.ru_stime)
         self.peak_mb.append(usage.ru_maxrss * 1024 / 1e6)
+        print(
+            f"{self.model}, {self.target}: {self.seconds[-1]:.1f} s, "
+            f"{self.cpu_seconds[-1]:.1f} s of CPU, {self.peak_mb[-1]:.0f} MB, load {self.load[-1]:.1f}",
+            file=sys.stderr,
+        )
         if process.returncode:
             self.message = f"exit code {process.returncode}: {text[-300:]}"
 
@@ -99,7 +110,7 @@ def measure(name: str, folder: Path, repeat: int) -> list[Measured]:
     """Export once; optimize a copy of the artifact for each target, in turn."""
     artifact, copy = folder / "artifact", folder / "copy"
     tfc = [sys.executable, "-m", "tfc"]
-    checkpoint = checkpoint_of(name, folder / name)
+    checkpoint = _elsewhere(checkpoint_of, name, folder / name)
     task = "feature-extraction" if name == MINILM else "text-classification"
     export = [*tfc, "export", str(checkpoint), "-o", str(artifact), "--task", task]
     subprocess.run(export, check=True, env=_environment(), capture_output=True)
@@ -117,10 +128,8 @@ def measure(name: str, folder: Path, repeat: int) -> list[Measured]:
 
 def measure_large(folder: Path) -> list[Measured]:
     """Once for each target."""
-    from large_graph import save_mistral
-
     model, output = folder / "mistral.onnx", folder / "out.onnx"
-    parameters = save_mistral(model)
+    parameters = _elsewhere(_save_mistral, model)
     size = sum(path.stat().st_size for path in folder.glob("mistral.onnx*")) / 1e6
     name = f"Mistral 7B ({parameters / 1e9:.2f} billion parameters)"
     found = [Measured(name, target, size) for target in TARGETS]
@@ -129,6 +138,18 @@ def measure_large(folder: Path) -> list[Measured]:
         each.run([*command, "--target", each.target])
         output.with_name("out.onnx.data").unlink(missing_ok=True)
     return found
+
+
+def _save_mistral(model: Path) -> int:
+    from large_graph import save_mistral
+
+    return save_mistral(model)
+
+
+def _elsewhere(function: Callable[..., T], *arguments: Any) -> T:
+    """The function's result, computed in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _environment() -> dict[str, str]:
