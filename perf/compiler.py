@@ -69,7 +69,8 @@ class Measured:
         self.peak_mb.append(usage.ru_maxrss * 1024 / 1e6)
         print(
             f"{self.model}, {self.target}: {self.seconds[-1]:.1f} s, "
-            f"{self.cpu_seconds[-1]:.1f} s of CPU, {self.peak_mb[-1]:.0f} MB, load {self.load[-1]:.1f}",
+            f"{self.cpu_seconds[-1]:.1f} s of CPU, {self.peak_mb[-1]:.0f} MB, "
+            f"load {self.load[-1]:.1f}",
             file=sys.stderr,
         )
         if process.returncode:
