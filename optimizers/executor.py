@@ -112,6 +112,9 @@ def _session_and_weights(model: ir.Model) -> tuple[Any, Outputs]:
     options.log_severity_level = _FATAL
     # Threads that wait by spinning take more time from others than these short runs save.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Nodes run in the graph's own order: what is computed from weights alone would otherwise come
+    # first, of all layers, and be in memory at once.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     weights = _taken_out(copy)
     serialized = ir.to_proto(copy).SerializeToString()
     session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
