@@ -52,7 +52,9 @@ def command(
     changes the numbers is undone and named. Exit code 3 if a fusion was missed.
 
     'tfc build-engine' does this by itself where it is needed. An ONNX file of another exporter,
-    MODEL.onnx, is written to OUT.onnx even where a fusion was missed.
+    MODEL.onnx, is written to OUT.onnx even where a fusion was missed. From 4 GiB of weights on they
+    are not loaded: passes are judged on random ones in their place, and an OUT.onnx in the folder
+    of MODEL.onnx goes on reading what did not change from the file where it is.
     """
     is_file = Path(source).is_file() or source.endswith(".onnx")
     if place is not None:
