@@ -44,7 +44,7 @@ def engine_name(backend: str, precision: str) -> str:
 
 
 def build_engine(
-    artifact: Artifact,
+    artifact: Artifact | str | Path,
     *,
     precision: str = "fp32",
     backend: str = AUTO,
@@ -57,7 +57,7 @@ def build_engine(
     """Build an engine; the graph is optimized and converted first where that was not done yet.
 
     Args:
-        artifact: an exported artifact.
+        artifact: an exported artifact, or its path.
         precision: `fp32` or `fp16`.
         backend: `tensorrt`, `tensorrt-rtx`, `onnxruntime`, or `auto` for the best that runs here.
         batch: smallest, best and largest batch size.
@@ -71,6 +71,7 @@ def build_engine(
         ContractNotReached: a fusion was missed, or the compiled kernels are not fused.
         UsageError: the ranges are not in order, or beyond what the model takes.
     """
+    artifact = Artifact.of(artifact)
     chosen, why = _choose(backend, precision)
     available = chosen.availability()
     profile = profile_of(artifact, batch, sequence)
