@@ -22,6 +22,8 @@ KINDS = (GEMM, ATTENTION, NORM, SOFTMAX, POINTWISE, LAYOUT, CAST, MASK, OTHER)
 """The kinds of what computes; `WAIT` and `BOOKKEEPING` are the entries that do not."""
 
 _ENTRIES = {"wait": WAIT, "signal": WAIT, "shape_call": BOOKKEEPING, "copy": BOOKKEEPING}
+# Arithmetic on sizes, between kernels: one number each.
+_SIZES = {"reshape": LAYOUT, "cast": CAST}
 # Reshape, Transpose, Slice, Move, Concat, Replicate, Gather, Pad: the numbers stay as they are.
 _MOVES = frozenset({"Res", "Tra", "Sli", "Mov", "Con", "Rep", "Gat", "Pad", "Cop"})
 
@@ -119,6 +121,8 @@ def _kind(kernel: Kernel) -> str:
         return NORM
     if "Exp" in operations and operations & {"Max", "Sum"}:
         return SOFTMAX
+    if kernel.type in _SIZES:
+        return _SIZES[kernel.type]
     if not operations or _CUT in operations:
         return OTHER
     if operations <= _MOVES:

@@ -34,7 +34,7 @@ class KernelRecord:
         writes: the types of what it writes.
         product: what its matrix product computes in; empty where it has none.
         nodes: the ONNX nodes that it was made from.
-        modules: the paths of the modules that these came from.
+        modules: for each of them the path of its module; empty where that is not told.
         layer: the number of the transformer layer, from 0; None outside layers.
         bytes: the size of what it writes; None where an axis of it is dynamic.
     """

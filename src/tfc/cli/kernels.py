@@ -11,12 +11,13 @@ from rich.console import RenderableType
 
 from tfc.artifact import Artifact
 from tfc.cli.build_engine import fused_summary, precision_summary
-from tfc.cli.console import err, facts, human_bytes, printable, table
+from tfc.cli.console import err, facts, human_bytes, printable, stdout_for_us, table
 from tfc.kernel_report import KernelRecord, KernelReport, KernelSummary, summary_of
 from tfc.manifest import MODEL
 from tfc.steps.kernels import Before, compiled_engines, kernels_before, kernels_of_engine
 
-_AREA = 2  # leading parts of a module's path that name an area outside layers: bert.embeddings
+_NODES_SHOWN = 9  # of one kernel; the rest is in the JSON
+_MOST = 0.5  # of a layer's nodes lie in the layer: a fused kernel may hold some of the next
 
 
 def kernel_sections(
@@ -55,7 +56,7 @@ def kernels_json(artifact: Artifact, names: tuple[str, ...], *, before: bool) ->
 
 
 def _before(artifact: Artifact, name: str) -> Before:
-    with err.status("compiling the unoptimized export"):
+    with err.status("compiling the unoptimized export"), stdout_for_us():
         return kernels_before(artifact, name)
 
 
@@ -89,38 +90,46 @@ def _layer(title: str, records: Sequence[KernelRecord]) -> RenderableType | None
     if number is None:
         return None
     chosen = [record for record in records if record.layer == number and record.works]
-    prefix = _common_path(path for record in chosen for path in record.modules)
+    prefix = _layer_path(path for record in chosen for path in record.modules if path)
     where = f" ({prefix})" if prefix else ""
     grid = table(
         printable(f"Kernels of {title} in layer {number}{where}"),
-        ["kind", "precision", "modules", "source nodes"],
+        ["kind", "precision", "made from"],
     )
     for record in chosen:
-        modules = ", ".join(_below(prefix, path) for path in record.modules)
-        cells = (record.kind, record.precision, modules, ", ".join(record.nodes))
-        grid.add_row(*map(printable, cells))
+        grid.add_row(*map(printable, (record.kind, record.precision, _sources(record, prefix))))
     return grid
+
+
+def _sources(record: KernelRecord, prefix: str) -> str:
+    """Its nodes, those of one module in a line behind the module's path."""
+    nodes: dict[str, list[str]] = {}
+    for node, path in list(zip(record.nodes, record.modules, strict=True))[:_NODES_SHOWN]:
+        nodes.setdefault(_below(prefix, path), []).append(node)
+    lines = [
+        f"{path}: {', '.join(names)}" if path else ", ".join(names) for path, names in nodes.items()
+    ]
+    more = len(record.nodes) - _NODES_SHOWN
+    return "\n".join([*lines, f"and {more} more"] if more > 0 else lines) or "–"
 
 
 def _outside(records: Sequence[KernelRecord]) -> RenderableType | None:
     """What belongs to no layer: kernels of one kind and one part of the model in a line."""
-    rows = Counter(
-        (r.kind, r.precision, ", ".join(_areas(r))) for r in records if r.works and r.layer is None
-    )
+    rows = Counter((r.kind, _area(r)) for r in records if r.works and r.layer is None)
     if not rows:
         return None
-    grid = table("Kernels outside layers", [">kernels", "kind", "precision", "modules"])
-    for (kind, precision, areas), count in rows.items():
-        grid.add_row(str(count), *map(printable, (kind, precision, areas)))
+    grid = table("Kernels outside layers", [">kernels", "kind", "made from"])
+    for (kind, area), count in rows.items():
+        grid.add_row(str(count), *map(printable, (kind, area or "–")))
     return grid
 
 
-def _areas(record: KernelRecord) -> list[str]:
-    """The parts of the model that it came from; those of a mask say only who reads it first."""
+def _area(record: KernelRecord) -> str:
+    """The part of the model that it came from; a mask names only who reads it first."""
+    paths = [path for path in record.modules if path]
     if record.kind == "mask":
-        return []
-    short = (".".join(path.split(".")[:_AREA]) for path in record.modules)
-    return list(dict.fromkeys(short))
+        return "the attention mask"
+    return _common_path(paths) or ", ".join(dict.fromkeys(path.split(".")[0] for path in paths))
 
 
 def _totals(audit: Mapping[str, Any], summary: KernelSummary) -> dict[str, str]:
@@ -128,10 +137,10 @@ def _totals(audit: Mapping[str, Any], summary: KernelSummary) -> dict[str, str]:
         "kernels": str(summary.kernels),
         "layers": _layers(summary.layers),
         "kinds": _counts(summary.kinds),
-        "types": _counts(summary.precisions),
+        "writes": _counts(summary.precisions),
         "waits": f"{summary.waits}"
         + (f", {summary.waits_per_layer} per layer" * bool(summary.waits)),
-        "written": human_bytes(summary.bytes)
+        "bytes": human_bytes(summary.bytes)
         if summary.bytes is not None
         else "not told: TensorRT lists no sizes of dynamic axes",
         "fused": fused_summary(audit) if "fused_attention" in audit else "",
@@ -199,6 +208,18 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
+def _layer_path(paths: Iterable[str]) -> str:
+    """The shortest path that ends in a number and that most of these lie below."""
+    every = list(paths)
+    found: Counter[str] = Counter()
+    for path in every:
+        parts = path.split(".")
+        ends = (i + 1 for i, part in enumerate(parts) if part.isdigit())
+        found.update(".".join(parts[:end]) for end in ends)
+    common = [path for path, count in found.items() if count > _MOST * len(every)]
+    return min(common, key=len, default="")
+
+
 def _common_path(paths: Iterable[str]) -> str:
     """The longest path that all of these begin with."""
     split = [path.split(".") for path in paths]
@@ -211,4 +232,7 @@ def _common_path(paths: Iterable[str]) -> str:
 
 
 def _below(prefix: str, path: str) -> str:
-    return path[len(prefix) :].lstrip(".") or path.rpartition(".")[2]
+    """The path inside `prefix`; of the prefix itself its last part."""
+    if path == prefix:
+        return path.rpartition(".")[2]
+    return path[len(prefix) + 1 :] if prefix and path.startswith(f"{prefix}.") else path

@@ -20,6 +20,7 @@ from tfc.steps.precision_audit import (
     Judged,
     check_precision,
     judge_products,
+    narrowed,
     precision_audit,
 )
 
@@ -84,6 +85,9 @@ def audit_engine(
         judged.extend(products)
     kept = {name for model in models.values() for name in _kept(artifact, model)}
     check_precision(precision, judged, kept, where=", ".join(models.values()))
+    lost = [one.product.node for one in narrowed(judged) if one.product.node in kept]
+    if lost:
+        notes = (*notes, f"kept in fp32 in the graph, yet compiled in fp16: {', '.join(lost)}")
     audit = {**fused, "precision": precision_audit(judged).as_json()}
     return EngineAudit(audit, notes, KernelReport(chosen.name, precision, graphs))
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ATTENTION_OP = "Attention"
 _PAST_KEY = 4  # the inputs of Attention: Q, K, V, mask, past key, past value
 _TOKEN_RANK = 3  # token tensors are [batch, sequence, …]; a pooled tensor is [batch, …]
+_OF_SHAPES = frozenset({"Shape", "Size"})
 # Between a quantised tensor and the product that reads it.
 _TRANSPARENT = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 _TYPES = {
@@ -56,9 +57,13 @@ class Product:
 
 
 def products_of_graph(model: ir.Model, profile: Profile) -> list[Product]:
-    """The matrix products and attentions of a graph in standard operators, in order."""
+    """The matrix products and attentions of a graph in standard operators, in order.
+
+    One of which nothing but the shape is used is left out: no backend computes it.
+    """
     from tfc.optimizers.graph import module_of
 
+    used = _used_nodes(model)
     count: dict[str, Callable[[ir.Node, Profile], int | None]] = {
         "MatMul": _matmul_flops,
         "Gemm": _gemm_flops,
@@ -74,8 +79,22 @@ def products_of_graph(model: ir.Model, profile: Profile) -> list[Product]:
             of_tokens=_of_tokens(node),
         )
         for node in model.graph
-        if node.op_type in count and node.domain in ("", "ai.onnx")
+        if node.op_type in count and node.domain in ("", "ai.onnx") and node in used
     ]
+
+
+def _used_nodes(model: ir.Model) -> set[ir.Node]:
+    """The nodes whose numbers, not their shapes alone, reach an output of the graph."""
+    used: set[ir.Node] = set()
+    todo = [value.producer() for value in model.graph.outputs]
+    while todo:
+        node = todo.pop()
+        if node is None or node in used:
+            continue
+        used.add(node)
+        if node.op_type not in _OF_SHAPES:
+            todo += [value.producer() for value in node.inputs if value is not None]
+    return used
 
 
 def _matmul_flops(node: ir.Node, profile: Profile) -> int | None:

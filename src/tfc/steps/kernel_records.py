@@ -95,9 +95,9 @@ def _attention_modules(model: ir.Model) -> list[str]:
 
 
 def _paths(kernel: Kernel, modules: dict[str, str]) -> list[str] | None:
-    """The modules that the kernel came from; None where that is not told."""
-    known = [modules[node] for node in kernel.nodes if node in modules]
-    return list(dict.fromkeys(known)) if known else None
+    """The module of each node of the kernel; None where none is told."""
+    known = any(node in modules for node in kernel.nodes)
+    return [modules.get(node, "") for node in kernel.nodes] if known else None
 
 
 def _layers_by_path(
@@ -176,7 +176,7 @@ def _record(kernel: Kernel, kind: str, paths: list[str] | None, layer: int | Non
         writes=list(writes),
         product=product_precision(kernel) if kind in (GEMM, ATTENTION) else "",
         nodes=list(kernel.nodes),
-        modules=[path for path in paths or () if path],
+        modules=paths or [""] * len(kernel.nodes),
         layer=layer,
         bytes=bytes_written(kernel),
     )

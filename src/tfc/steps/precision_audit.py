@@ -48,10 +48,19 @@ class Share:
 
 @dataclass(frozen=True)
 class PrecisionAudit:
-    """Precision → its share, the largest first; `unsized` products have no known size."""
+    """Precision → its share, the largest first, as compiled and as the graph says.
+
+    Attributes:
+        compiled: by the kernels that hold the products.
+        graph: by the types in the graph.
+        narrowed: how many products the graph has in fp32 and the kernels in fewer bits. TensorRT
+            compiles an fp32 product between casts from and to fp16 in fp16, weights included.
+        unsized: how many products have no known size, and no part in the shares.
+    """
 
     compiled: dict[str, Share]
     graph: dict[str, Share]
+    narrowed: int
     unsized: int
 
     def as_json(self) -> dict[str, Any]:
@@ -76,8 +85,18 @@ def precision_audit(judged: Sequence[Judged]) -> PrecisionAudit:
     return PrecisionAudit(
         compiled=_shares([(one.compiled, one.product) for one in judged]),
         graph=_shares([(one.product.precision, one.product) for one in judged]),
+        narrowed=len(narrowed(judged)),
         unsized=sum(one.product.flops is None for one in judged),
     )
+
+
+def narrowed(judged: Sequence[Judged]) -> list[Judged]:
+    """The products that the graph has in fp32 and the kernels in fewer bits."""
+    return [
+        one
+        for one in judged
+        if one.product.precision == "fp32" and one.compiled not in ("fp32", UNKNOWN)
+    ]
 
 
 def check_precision(
