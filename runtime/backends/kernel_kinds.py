@@ -75,17 +75,20 @@ def readers(kernels: Sequence[Kernel]) -> list[list[int]]:
 def product_precision(kernel: Kernel) -> str:
     """What the matrix product in this kernel computes in: `fp16`, `int8`, …, or `unknown`.
 
-    Both factors of a product have one type. If one is a matrix of weights, its type decides: an
-    activation that comes in another one is cast in the kernel. Weights stored in fewer bits than
-    any activation are widened in the kernel, and the activations decide.
+    Both factors of a product have one type. A matrix of weights decides if some activation has its
+    type, and so does one in fp32: an activation of fewer bits is widened in the kernel. Beside
+    quantised weights that no activation matches, the activations decide: the weights are widened.
+    Weights in fp16 beside activations in fp32 alone leave open which of them is cast.
     """
     reads = {_name(t.datatype) for t in kernel.reads} & _PRODUCT_TYPES
     weights = [t for t in kernel.constants if _is_matrix(t.dims)]
     if weights:
         largest = max(weights, key=lambda tensor: math.prod(tensor.dims or ()))
         stored = _name(largest.datatype)
-        if stored in _FLOAT_TYPES or stored in reads:
+        if stored in reads or stored == "fp32":
             return stored
+        if stored in _FLOAT_TYPES:
+            return UNKNOWN
     return next(iter(reads)) if len(reads) == 1 else UNKNOWN
 
 
