@@ -25,11 +25,16 @@ class Heads:
 
 @dataclass(frozen=True)
 class Projection:
-    """`MatMul(x, weight) + bias`; `weight` is `[hidden, out]`, `bias` `[out]` or absent."""
+    """`MatMul(x, weight) + bias`; `weight` is `[hidden, out]`, `bias` `[out]` or absent.
+
+    `product` is the MatMul, `addition` the Add of the bias if there is one.
+    """
 
     x: ir.Value
     weight: ir.Value
     bias: ir.Value | None
+    product: ir.Node
+    addition: ir.Node | None
 
 
 def heads_of(value: ir.Value | None) -> Heads | str:
@@ -77,8 +82,9 @@ def merged_heads_after(attention: ir.Node) -> ir.Node | None:
 def projection_of(value: ir.Value) -> Projection | str:
     """The linear layer that gives the value, or why it is not one."""
     node = value.producer()
-    bias = None
+    bias = addition = None
     if node is not None and is_op(node, "Add"):
+        addition = node
         first, second = node.inputs
         bias = second if constant(second) is not None else first
         product = first if bias is second else second
@@ -94,4 +100,4 @@ def projection_of(value: ir.Value) -> Projection | str:
     bias_array = constant(bias)
     if bias_array is not None and bias_array.shape != (array.shape[1],):
         return f"its bias has shape {list(bias_array.shape)}"
-    return Projection(x, weight, bias)
+    return Projection(x, weight, bias, node, addition)
