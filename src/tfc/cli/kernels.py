@@ -35,7 +35,7 @@ def kernel_sections(
             title = name if graph == MODEL else f"{name}, {graph}"
             sections += _graph(title, records, _totals(engine.audit, summary_of(records)))
             if raw is not None:
-                sections += _comparison(title, graph, raw, summary_of(records))
+                sections += _comparison(graph, raw, summary_of(records))
     return sections
 
 
@@ -79,7 +79,11 @@ def _graph(
 ) -> list[RenderableType]:
     if not records:
         return [facts(f"Kernels of {printable(title)}", {"kernels": "the builder listed none"})]
-    sections = [_layer(title, records), _outside(records), facts("All kernels", totals)]
+    sections = [
+        _layer(f"Kernels of {title}", records),
+        _outside(records),
+        facts("All kernels", totals),
+    ]
     return [section for section in sections if section is not None]
 
 
@@ -93,7 +97,7 @@ def _layer(title: str, records: Sequence[KernelRecord]) -> RenderableType | None
     prefix = _layer_path(path for record in chosen for path in record.modules if path)
     where = f" ({prefix})" if prefix else ""
     grid = table(
-        printable(f"Kernels of {title} in layer {number}{where}"),
+        printable(f"{title} in layer {number}{where}"),
         ["kind", "precision", "made from"],
     )
     for record in chosen:
@@ -168,14 +172,14 @@ def _layers(counts: Sequence[int]) -> str:
     return ", ".join(words)
 
 
-def _comparison(title: str, graph: str, raw: Before, after: KernelSummary) -> list[RenderableType]:
+def _comparison(graph: str, raw: Before, after: KernelSummary) -> list[RenderableType]:
     """The unoptimized export's typical layer, and both side by side in numbers."""
+    title = "Unoptimized export" if graph == MODEL else f"Unoptimized export, {graph}"
     if raw.report is None:
-        text = f"TensorRT does not compile it: {raw.refusal}"
-        return [facts(f"Before: the unoptimized export of {graph}", {"kernels": text})]
+        return [facts(title, {"kernels": f"TensorRT does not compile it: {raw.refusal}"})]
     records = raw.report.graphs[graph]
     before = summary_of(records)
-    layer = _layer(f"the unoptimized export of {title}", records)
+    layer = _layer(title, records)
     grid = table("Before and after", ["", ">before", ">after"])
     for name, first, second in _compared(before, after):
         grid.add_row(name, _number(first), _number(second))
