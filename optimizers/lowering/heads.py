@@ -15,10 +15,11 @@ TO_HEADS = (0, 2, 1, 3)
 class Heads:
     """`Transpose(Reshape(x, [batch, sequence, heads, head_dim]))`: x split into heads.
 
-    `flat` is x, `[batch, sequence, heads * head_dim]`.
+    `flat` is x, `[batch, sequence, heads * head_dim]`, `split` the result of the Reshape.
     """
 
     flat: ir.Value
+    split: ir.Value
     heads: int
     head_dim: int
 
@@ -57,7 +58,7 @@ def heads_of(value: ir.Value | None) -> Heads | str:
     flat = known_shape(reshape.inputs[0])
     if flat is None or len(flat) != 3 or flat[2] != heads * head_dim or flat[:2] != shape[:2]:
         return "the reshape does more than split the last axis"
-    return Heads(reshape.inputs[0], heads, head_dim)
+    return Heads(reshape.inputs[0], split, heads, head_dim)
 
 
 def merged_heads_after(attention: ir.Node) -> ir.Node | None:

@@ -18,9 +18,10 @@ split on axis 2 fall back to 11 kernels and waits, so there is always one then. 
 `perf/layer_forms.py`, `perf/results/layer_forms.json`.
 
 Fires when the linear layers that read one tensor give, by moving elements only, at least two
-tensors of heads of one size. Columns are put in the order of the heads. A bias that some
-projections lack (Whisper's and BEiT's keys) is zero in the packed one. Each number is the same
-product as before.
+tensors of heads of one size for the same attention. (One product for the keys and values of all
+cross attentions would hold all of them in memory at once.) Columns are put in the order of the
+heads. A bias that some projections lack (Whisper's and BEiT's keys) is zero in the packed one.
+Each number is the same product as before.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class PackQKV:
     def match(self, node: ir.Node) -> Match | Refusal | None:
         """Whether this product and those beside it give at least two tensors of heads."""
         own = projected_heads_of(node)
-        if own is None:
+        if own is None or not own.readers:
             return None
         size = own.parts[0].head_dim
         if any(part.head_dim != size for part in own.parts):
@@ -101,7 +102,7 @@ class PackQKV:
 
 
 def _siblings(own: ProjectedHeads) -> list[ProjectedHeads]:
-    """What the other linear layers on the same tensor give, if it is heads of one size."""
+    """The other linear layers on the same tensor with heads of one size for the same attention."""
     products = [u.node for u in own.layer.x.uses() if is_op(u.node, "MatMul")]
     found = [projected_heads_of(node) for node in products if node is not own.layer.product]
     return [
@@ -110,6 +111,7 @@ def _siblings(own: ProjectedHeads) -> list[ProjectedHeads]:
         if each is not None
         and each.layer.x is own.layer.x
         and len({part.head_dim for part in each.parts}) == 1
+        and each.readers == own.readers
     ]
 
 

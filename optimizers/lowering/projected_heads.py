@@ -13,6 +13,7 @@ from tfc.optimizers.lowering.heads import Projection, projection_of
 
 # What moves or chooses elements of its first input and computes nothing.
 _MOVING = ("Reshape", "Slice", "Split", "Squeeze", "Gather", "Transpose", "Unsqueeze", "Identity")
+_ATTENTION = ("Attention", "Softmax")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class ProjectedHeads:
 
     layer: Projection
     parts: tuple[Heads, ...]
+
+    @property
+    def readers(self) -> frozenset[ir.Node]:
+        """The attentions (or softmaxes, where there is no attention) that the heads lead to."""
+        return frozenset(node for part in self.parts for node in _attentions_after(part.value))
 
 
 def projected_heads_of(product: ir.Node) -> ProjectedHeads | None:
@@ -89,6 +95,21 @@ def _transposed(value: ir.Value) -> ir.Value:
     user = only_user(value)
     swapped = user is not None and is_op(user, "Transpose")
     return user.outputs[0] if user is not None and swapped else value
+
+
+def _attentions_after(value: ir.Value) -> set[ir.Node]:
+    """The first attentions on each way from the value."""
+    found: set[ir.Node] = set()
+    seen: set[ir.Node] = set()
+    open_values = [value]
+    while open_values:
+        for user in {use.node for use in open_values.pop().uses()} - seen:
+            seen.add(user)
+            if user.op_type in _ATTENTION:
+                found.add(user)
+            else:
+                open_values += user.outputs
+    return found
 
 
 def _moves(use: Any) -> bool:
