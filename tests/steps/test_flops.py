@@ -45,6 +45,15 @@ def test_a_product_with_weights() -> None:
     assert product == Product("MatMul_0", "", False, "fp16", 2 * B * S * 64 * 96, True)
 
 
+def test_weights_that_are_transposed_in_the_graph_are_weights() -> None:
+    (product,) = products(
+        "(float[batch,sequence,8] x, float16[96,8] w) => (float[batch,sequence,96] y)"
+        " { t = Transpose<perm = [1, 0]>(w)\n c = Cast<to = 1>(t)\n y = MatMul(x, c) }"
+    )
+    assert product.of_tokens
+    assert product.flops == 2 * B * S * 8 * 96
+
+
 @pytest.mark.parametrize("attribute", ["", "<transB = 1>"])
 def test_a_gemm_on_pooled_tensors(attribute: str) -> None:
     shape = "3,64" if attribute else "64,3"

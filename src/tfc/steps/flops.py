@@ -195,7 +195,18 @@ def _is_dequantized(value: ir.Value | None) -> bool:
 
 def _of_tokens(node: ir.Node) -> bool:
     factors = node.inputs[:3] if node.op_type == ATTENTION_OP else node.inputs[:2]
-    activations = [v for v in factors if v is not None and v.const_value is None]
+    activations = [v for v in factors if v is not None and not _is_weight(v)]
     return bool(activations) and all(
         v.shape is not None and len(v.shape) >= _TOKEN_RANK for v in activations
     )
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether it is a constant, or one that is transposed or cast in the graph (tied weights)."""
+    source: ir.Value | None = value
+    while source is not None and source.const_value is None:
+        producer = source.producer()
+        if producer is None or producer.op_type not in (*_TRANSPARENT, "Cast", "DequantizeLinear"):
+            return False
+        source = producer.inputs[0]
+    return source is not None
