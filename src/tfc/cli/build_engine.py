@@ -132,6 +132,6 @@ def precision_summary(audit: Mapping[str, Any]) -> str:
 
 def _fusions(manifest: Any, backend: str) -> str:
     from tfc.cli.optimize import fusion_summary
+    from tfc.runtime.backends import backend as backend_of
 
-    target = "onnxruntime" if backend == "onnxruntime" else "tensorrt"
-    return fusion_summary(manifest.step(f"optimize:{target}").result)
+    return fusion_summary(manifest.step(f"optimize:{backend_of(backend).target}").result)
