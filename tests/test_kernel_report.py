@@ -90,6 +90,14 @@ def test_the_precision_of_a_kernel_in_a_word(
             lambda data: data["graphs"]["encoder"][0].update(layer="1"),
             "kernels.graphs.encoder[0].layer is str",
         ),
+        (
+            lambda data: data["graphs"]["encoder"][0].update(nodes=["a"]),
+            "a kernel has 1 nodes and 0 modules",
+        ),
+        (
+            lambda data: data["graphs"]["encoder"][0].update(layer=10**9),
+            "a kernel is in layer 1000000000 of 15 kernels",
+        ),
     ],
 )
 def test_a_file_that_is_something_else_is_refused(change: Any, reason: str) -> None:

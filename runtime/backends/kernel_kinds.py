@@ -1,9 +1,9 @@
 """What a compiled kernel is for, and what a matrix product in it computes in.
 
 A kernel's kind is told by its type and by the operations in its name. Kernels of the attention
-mask are told by where their results go: nothing that they compute came out of a matrix product or
-a normalization, and an attention reads it. A position bias that is the same for every text is
-found with them.
+mask are told by where their results go: nothing that they compute came out of a matrix product, a
+normalization or a float input (images, cached keys), and an attention reads it. A position bias
+that is the same for every text is found with them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 from tfc.runtime.backends.base import Kernel
-from tfc.runtime.backends.kernels import is_fused_attention, is_gemm, operations_of
+from tfc.runtime.backends.kernels import FLOATING, is_fused_attention, is_gemm, operations_of
 
 ATTENTION, GEMM, NORM, SOFTMAX = "attention", "gemm", "norm", "softmax"
 POINTWISE, LAYOUT, CAST, MASK, OTHER = "pointwise", "layout", "cast", "mask", "other"
@@ -136,7 +136,12 @@ def _kind(kernel: Kernel) -> str:
 def _masks(kernels: Sequence[Kernel], kinds: Sequence[str]) -> list[int]:
     """The kernels whose results an attention reads, and that stand on no other kind of work."""
     read_by = readers(kernels)
-    derived = [kind in (GEMM, NORM, ATTENTION, SOFTMAX) for kind in kinds]
+    written = {tensor.name for kernel in kernels for tensor in kernel.writes}
+    derived = [
+        kind in (GEMM, NORM, ATTENTION, SOFTMAX)
+        or any(t.datatype in FLOATING and t.name not in written for t in kernel.reads)
+        for kind, kernel in zip(kinds, kernels, strict=True)
+    ]
     for index, later in enumerate(read_by):
         for reader in later:
             derived[reader] = derived[reader] or derived[index]

@@ -154,11 +154,24 @@ def report_from_json(text: str, where: str) -> KernelReport:
                 fix="Upgrade tfc with: pip install -U tfc",
             )
         report: KernelReport = decode(KernelReport, data, "kernels")
+        for records in report.graphs.values():
+            _check(records)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BadArtifact(
             f"the list of kernels cannot be read ({error})", where=where, fix=_REBUILD
         ) from error
     return report
+
+
+def _check(records: Sequence[KernelRecord]) -> None:
+    """Raise ValueError where the numbers of a record do not fit together."""
+    for record in records:
+        if len(record.modules) != len(record.nodes):
+            raise ValueError(
+                f"a kernel has {len(record.nodes)} nodes and {len(record.modules)} modules"
+            )
+        if record.layer is not None and not 0 <= record.layer < len(records):
+            raise ValueError(f"a kernel is in layer {record.layer} of {len(records)} kernels")
 
 
 def _compact(record: KernelRecord) -> dict[str, object]:

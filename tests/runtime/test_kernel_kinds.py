@@ -86,12 +86,23 @@ def test_a_kernel_without_operations_is_told_by_its_type(type_: str, kind: str) 
     assert kinds_of([Kernel("__mye41747_myl0_12", type_)]) == [kind]
 
 
-def chain(*steps: tuple[str, str, str]) -> list[Kernel]:
-    """Kernels by (name, what they read, what they write)."""
+def chain(*steps: tuple[str, str, str], given: str = "Int64") -> list[Kernel]:
+    """Kernels by (name, what they read, what they write); the first reads an input."""
     return [
-        Kernel(name, "kgen", (tensor("Half", name=source),), (tensor("Half", name=target),))
-        for name, source, target in steps
+        Kernel(
+            name,
+            "kgen",
+            (tensor("Half" if index else given, name=source),),
+            (tensor("Half", name=target),),
+        )
+        for index, (name, source, target) in enumerate(steps)
     ]
+
+
+def test_cached_keys_are_no_mask() -> None:
+    steps = ("__myl_Cast_myl0_0", "past_key", "k"), ("_gemm_mha_v2_myl0_1", "k", "out")
+    assert kinds_of(chain(*steps, given="Float")) == ["cast", "attention"]
+    assert kinds_of(chain(*steps, given="Int64")) == ["mask", "attention"]
 
 
 def test_what_an_attention_reads_is_no_mask_if_it_came_out_of_a_product() -> None:
@@ -115,11 +126,12 @@ def test_the_mask_of_a_pooling_is_no_attention_mask() -> None:
 
 def test_a_tensor_that_is_written_twice_comes_from_the_later_kernel() -> None:
     kernels = chain(
-        ("__myl_FcAdd_myl0_0", "x", "buffer"),
-        ("__myl_Repl_myl0_1", "sizes", "buffer"),
-        ("_gemm_mha_v2_myl0_2", "buffer", "out"),
+        ("__myl_Cast_myl0_0", "ids", "sizes"),
+        ("__myl_FcAdd_myl0_1", "x", "buffer"),
+        ("__myl_Repl_myl0_2", "sizes", "buffer"),
+        ("_gemm_mha_v2_myl0_3", "buffer", "out"),
     )
-    assert kinds_of(kernels) == ["gemm", "mask", "attention"]
+    assert kinds_of(kernels) == ["mask", "gemm", "mask", "attention"]
 
 
 SCALAR = tensor("Float", 1)

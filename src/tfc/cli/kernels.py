@@ -31,11 +31,16 @@ def kernel_sections(
     for name, engine in compiled_engines(artifact, names).items():
         report = kernels_of_engine(artifact, name)
         raw = _before(artifact, name) if before else None
+        judged = _judgement(engine.audit)
+        several = len(report.graphs) > 1
         for graph, records in report.graphs.items():
-            title = name if graph == MODEL else f"{name}, {graph}"
-            sections += _graph(title, records, _totals(engine.audit, summary_of(records)))
+            totals = _totals(summary_of(records)) | ({} if several else judged)
+            title = f"{name}, {graph}" if several else name
+            sections += _graph(title, records, totals)
             if raw is not None:
                 sections += _comparison(graph, raw, summary_of(records))
+        if several and judged:
+            sections.append(facts(f"Engine {printable(name)}", judged))
     return sections
 
 
@@ -136,21 +141,30 @@ def _area(record: KernelRecord) -> str:
     return _common_path(paths) or ", ".join(dict.fromkeys(path.split(".")[0] for path in paths))
 
 
-def _totals(audit: Mapping[str, Any], summary: KernelSummary) -> dict[str, str]:
-    rows = {
+def _totals(summary: KernelSummary) -> dict[str, str]:
+    waits = f"{summary.waits}"
+    if summary.waits and summary.waits_per_layer is not None:
+        waits += f", {summary.waits_per_layer} per layer"
+    return {
         "kernels": str(summary.kernels),
         "layers": _layers(summary.layers),
         "kinds": _counts(summary.kinds),
         "writes": _counts(summary.precisions),
-        "waits": f"{summary.waits}"
-        + (f", {summary.waits_per_layer} per layer" * bool(summary.waits)),
+        "waits": waits,
         "bytes": human_bytes(summary.bytes)
         if summary.bytes is not None
         else "not told: TensorRT lists no sizes of dynamic axes",
-        "fused": fused_summary(audit) if "fused_attention" in audit else "",
-        "products": precision_summary(audit["precision"]) if "precision" in audit else "",
     }
-    return {name: value for name, value in rows.items() if value}
+
+
+def _judgement(audit: Mapping[str, Any]) -> dict[str, str]:
+    """What the audit says of the whole engine, all of its graphs."""
+    rows = {}
+    if "fused_attention" in audit:
+        rows["fused"] = fused_summary(audit)
+    if "precision" in audit:
+        rows["products"] = precision_summary(audit["precision"])
+    return rows
 
 
 def _layers(counts: Sequence[int]) -> str:
