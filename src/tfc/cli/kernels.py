@@ -194,7 +194,8 @@ def _comparison(graph: str, raw: Before, after: KernelSummary) -> list[Renderabl
     records = raw.report.graphs[graph]
     before = summary_of(records)
     layer = _layer(title, records)
-    grid = table("Before and after", ["", ">before", ">after"])
+    which = "" if graph == MODEL else f", {graph}"
+    grid = table(f"Before and after{which}", ["", ">before", ">after"])
     for name, first, second in _compared(before, after):
         grid.add_row(name, _number(first), _number(second))
     return [grid] if layer is None else [layer, grid]
