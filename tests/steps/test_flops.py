@@ -20,11 +20,12 @@ from tfc.steps.precision_audit import (
 
 SIZES = Profile(Range(1, 2, 8), Range(1, 16, 64), {"past": Range(0, 5, 9)})
 B, S, P = 2, 16, 5
+PRODUCTS = {"twice": "2*batch", "flat": "batch*sequence"}
 HEAD = '<ir_version: 10, opset_import: ["" : 23]>\ngraph'
 
 
 def products(text: str) -> list[Product]:
-    """Inputs called `w` are weights, and an axis called `twice` is `2*batch`."""
+    """Inputs called `w` are weights; axes called `twice` and `flat` are products of others."""
     model = ir.from_onnx_text(HEAD + text)
     for index, node in enumerate(model.graph):
         node.name = f"{node.op_type}_{index}"
@@ -33,7 +34,7 @@ def products(text: str) -> list[Product]:
             zeros = np.zeros(value.shape.numpy(), value.dtype.numpy())
             value.const_value = ir.tensor(zeros)
         elif value.shape is not None:
-            value.shape = ir.Shape(["2*batch" if str(d) == "twice" else d for d in value.shape])
+            value.shape = ir.Shape([PRODUCTS.get(str(d), d) for d in value.shape])
     return products_of_graph(model, SIZES)
 
 
@@ -62,6 +63,13 @@ def test_a_gemm_on_pooled_tensors(attribute: str) -> None:
         f" {{ y = Gemm{attribute}(x, w) }}"
     )
     assert (product.flops, product.precision, product.of_tokens) == (2 * B * 64 * 3, "fp32", False)
+
+
+def test_a_gemm_on_flattened_tokens_is_of_tokens() -> None:
+    (product,) = products(
+        "(float[flat,64] x, float[64,96] w) => (float[flat,96] y) { y = Gemm(x, w) }"
+    )
+    assert (product.flops, product.of_tokens) == (2 * B * S * 64 * 96, True)
 
 
 def test_a_gemm_of_a_transposed_tensor() -> None:

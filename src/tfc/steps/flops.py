@@ -196,9 +196,16 @@ def _is_dequantized(value: ir.Value | None) -> bool:
 def _of_tokens(node: ir.Node) -> bool:
     factors = node.inputs[:3] if node.op_type == ATTENTION_OP else node.inputs[:2]
     activations = [v for v in factors if v is not None and not _is_weight(v)]
-    return bool(activations) and all(
-        v.shape is not None and len(v.shape) >= _TOKEN_RANK for v in activations
-    )
+    return bool(activations) and all(_has_tokens(value) for value in activations)
+
+
+def _has_tokens(value: ir.Value) -> bool:
+    """Whether it is [batch, sequence, …], or flattened: [batch*sequence, …]."""
+    if value.shape is None:
+        return False
+    factors = (d.value.split("*") for d in value.shape if not isinstance(d, int) and d.value)
+    flat = any(sum(not factor.isdigit() for factor in axis) > 1 for axis in factors)
+    return flat or len(value.shape) >= _TOKEN_RANK
 
 
 def _is_weight(value: ir.Value) -> bool:
