@@ -140,8 +140,11 @@ def measure(family: str, folder: Path) -> Found:
 
 
 def _per_layer(built: Sequence[Sequence[KernelRecord]]) -> dict[str, float]:
-    """Kind → entries of the plan that one more layer brings."""
-    fewer, more = (Counter(record.kind for record in records) for records in built)
+    """Kind → entries of the plan that one more layer brings, but for masks.
+
+    They are computed once for all layers, and not in the same kernels for two as for four.
+    """
+    fewer, more = (Counter(r.kind for r in records if r.kind != "mask") for records in built)
     layers = LAYERS[1] - LAYERS[0]
     kinds = {kind: (more[kind] - fewer[kind]) / layers for kind in sorted({*fewer, *more})}
     return {kind: count for kind, count in kinds.items() if count}
