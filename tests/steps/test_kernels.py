@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from checkpoints import save_tiny_checkpoint
 from click.testing import CliRunner, Result
 
 import tfc
@@ -35,9 +36,18 @@ needs_rtx = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def built(_tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny classifier with an engine of TensorRT-RTX in fp16. Do not change it: copy it."""
-    folder = Path(shutil.copytree(_tiny_artifact, tmp_path_factory.mktemp("kernels") / "a"))
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT that labels tokens: its last layer is like the others. Copy it."""
+    folder = tmp_path_factory.mktemp("kernels")
+    checkpoint = save_tiny_checkpoint(folder / "c", head="TokenClassification")
+    tfc.export(checkpoint, folder / "a")
+    return folder / "a"
+
+
+@pytest.fixture(scope="module")
+def built(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an engine of TensorRT-RTX in fp16. Do not change it: copy it."""
+    folder = Path(shutil.copytree(exported, tmp_path_factory.mktemp("built") / "a"))
     tfc.build_engine(tfc.Artifact.open(folder), precision="fp16", backend="tensorrt-rtx")
     return folder
 
@@ -55,9 +65,16 @@ def inspect(folder: Path, *options: str) -> Result:
 @pytest.mark.rtx
 def test_the_kernels_of_a_bert(records: list[KernelRecord]) -> None:
     summary = summary_of(records)
-    assert summary.kinds == {"gemm": 10, "mask": 7, "norm": 6, "layout": 5, "attention": 2}
-    assert summary.layers == [9, 10]  # the last norm is scaled where the pooling reads it
-    assert summary.outside == {"mask": 7, "gemm": 2, "layout": 1, "norm": 1}
+    assert summary.kinds == {
+        "gemm": 9,
+        "mask": 7,
+        "norm": 5,
+        "layout": 4,
+        "attention": 2,
+        "cast": 1,
+    }
+    assert summary.layers == [9, 9]
+    assert summary.outside == {"mask": 7, "cast": 1, "gemm": 1, "norm": 1}
     assert (summary.waits, summary.bytes) == (0, None)
 
 
@@ -124,23 +141,23 @@ def test_the_unoptimized_export_beside_it(built: Path) -> None:
     before = kernels_before(tfc.Artifact.open(built), ENGINE)
     summary = summary_of(before.report.graphs["model"])
     assert summary.kinds == {
-        "gemm": 10,
-        "norm": 6,
+        "gemm": 9,
         "pointwise": 6,
+        "norm": 5,
         "layout": 3,
         "attention": 2,
         "mask": 1,
     }
-    assert summary.layers == [11, 12]
+    assert summary.layers == [11, 11]
     ended = inspect(built, "--kernels", "--before")
     assert ended.exit_code == 0, ended.stderr
     lines = [" ".join(line.split()) for line in ended.stdout.splitlines()]
     for line in (
-        f"Kernels of {ENGINE} in layer 0 (bert.encoder.layer.0)",
-        "attention fp16 attention.self: node_scaled_dot_product_attention",
+        f"Kernels of {ENGINE} in layer 1 (bert.encoder.layer.1)",
+        "attention fp16 attention.self: node_scaled_dot_product_attention_1",
         "7 mask the attention mask",
-        "layers 9 in layer 0, 10 in layer 1",
-        "kinds gemm 10, mask 7, norm 6, layout 5, attention 2",
+        "layers 2 × 9 kernels",
+        "kinds gemm 9, mask 7, norm 5, layout 4, attention 2, cast 1",
         "bytes not told: TensorRT lists no sizes of dynamic axes",
         "kernels per layer 11 9",
         "pointwise 6 0",
@@ -172,10 +189,9 @@ def test_an_engine_of_one_size_tells_bytes(built: Path, tmp_path: Path) -> None:
     tfc.build_engine(
         artifact, precision="fp16", backend="tensorrt-rtx", batch=(4, 4, 4), sequence=(64, 64, 64)
     )
-    (*_, gemm) = (
-        r for r in kernels_of_engine(artifact, ENGINE).graphs["model"] if r.product == "fp16"
-    )
-    assert gemm.bytes == 4 * 64 * 64 * 2
+    found = kernels_of_engine(artifact, ENGINE).graphs["model"]
+    down = [r for r in found if r.kind == "gemm" and r.layer == 1][-1]
+    assert down.bytes == 4 * 64 * 64 * 2
     assert "bytes     not told" not in inspect(artifact.path, "--kernels").stdout
 
 
@@ -217,11 +233,14 @@ def test_the_share_of_each_precision(built: Path) -> None:
     shares = {
         name: (share["gemms"], share["attentions"]) for name, share in audit["compiled"].items()
     }
-    assert shares == {"fp16": (8, 2), "fp32": (2, 0)}
+    assert shares == {"fp16": (9, 2)}
     assert audit["compiled"] == audit["graph"]
-    assert audit["compiled"]["fp32"]["flops"] == 2 * 32 * 64 * (64 + 3)
+    rows, length, hidden, labels = 32, 128, 64, 3
+    layer = 2 * rows * length * (4 * hidden * hidden + 2 * hidden * 128 + 2 * length * hidden)
+    head = 2 * rows * length * hidden * labels
+    assert audit["compiled"]["fp16"]["flops"] == 2 * layer + head
     ended = inspect(built, "--engine", ENGINE)
-    assert "products   fp16 99.9 % of the FLOPs (8 GEMMs, 2 attentions)" in ended.stdout
+    assert "products   fp16 100 % of the FLOPs (9 GEMMs, 2 attentions)" in ended.stdout
     assert "Artifact" not in ended.stdout
 
 
@@ -266,15 +285,15 @@ def convert_badly(monkeypatch: pytest.MonkeyPatch, *, whole: bool) -> None:
 @needs_rtx
 @pytest.mark.rtx
 def test_an_fp16_engine_whose_products_are_fp32_is_refused(
-    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert_badly(monkeypatch, whole=True)
-    artifact = tfc.Artifact.open(tiny_artifact)
+    artifact = tfc.Artifact.open(shutil.copytree(exported, tmp_path / "a"))
     with pytest.raises(ContractNotReached) as caught:
         tfc.build_engine(artifact, precision="fp16", backend="tensorrt-rtx", allow_missed=True)
     what, _, named = caught.value.what.partition(": ")
     assert what == (
-        "the engine is called fp16, but 8 of its 12 products, 66.6 % of the FLOPs, are compiled "
+        "the engine is called fp16, but 9 of its 11 products, 66.7 % of the FLOPs, are compiled "
         "in fp32"
     )
     graph = ir.load(artifact.file("optimized/tensorrt.fp16/model.onnx")).graph
@@ -287,25 +306,25 @@ def test_an_fp16_engine_whose_products_are_fp32_is_refused(
             f"{node.name} ({module_of(node)}) in {kernel}"
             for node, kernel in zip(gemms, kernels, strict=True)
         )
-        + ", and 5 more"
+        + ", and 6 more"
     )
     assert caught.value.where == "optimized/tensorrt.fp16/model.onnx"
-    assert ENGINE not in tfc.Artifact.open(tiny_artifact).manifest.engines
+    assert ENGINE not in tfc.Artifact.open(artifact.path).manifest.engines
 
 
 @needs_rtx
 @pytest.mark.rtx
 def test_products_that_tensorrt_narrows_are_counted(
-    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between casts from and to fp16 alone it compiles an fp32 product in fp16."""
     convert_badly(monkeypatch, whole=False)
-    artifact = tfc.Artifact.open(tiny_artifact)
+    artifact = tfc.Artifact.open(shutil.copytree(exported, tmp_path / "a"))
     built = tfc.build_engine(artifact, precision="fp16", backend="tensorrt-rtx", allow_missed=True)
     audit = built.engine.audit["precision"]
-    assert audit["narrowed"] == 8
-    assert audit["compiled"]["fp16"]["gemms"] == 8
-    assert audit["graph"]["fp32"]["gemms"] == 10
+    assert audit["narrowed"] == 9
+    assert audit["compiled"]["fp16"]["gemms"] == 9
+    assert audit["graph"]["fp32"]["gemms"] == 9
 
 
 def test_errors_say_what_to_do(make_artifact: Any) -> None:
