@@ -15,7 +15,8 @@ from typing import Any
 
 from tfc.errors import BackendUnavailable, BadInput, UsageError
 from tfc.runtime.backends.base import Inputs, Kernel, Profile
-from tfc.runtime.backends.kernels import audit_of_kernels, kernels_from_inspector, kernels_from_log
+from tfc.runtime.backends.kernel_log import kernels_from_inspector, kernels_from_log
+from tfc.runtime.backends.kernels import audit_of_kernels
 from tfc.runtime.backends.tensorrt_errors import (
     EXPORT,
     build_refusal,
