@@ -8,12 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from matrix import save_generator
-
-import tfc
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,12 +20,10 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
-def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+def folder(tiny_checkpoint: Path, generator: Callable[[str], Path], tmp_path: Path) -> Path:
     """The files that the README talks about, with a tiny model."""
     shutil.copytree(tiny_checkpoint, tmp_path / "my-checkpoint")
-    save_generator(tmp_path / "translator", "bart")
-    translator = tfc.export(tmp_path / "translator", tmp_path / "my-translator").artifact
-    tfc.build_engine(translator, backend="onnxruntime")
+    shutil.copytree(generator("bart") / "artifact", tmp_path / "my-translator")
     texts = ["Where is my parcel?", "I want my money back", "¡Hola!"]
     rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     (tmp_path / "tickets.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")

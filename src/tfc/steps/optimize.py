@@ -117,13 +117,14 @@ def _run(
 ) -> dict[str, Any]:
     from tfc.onnx_files import save_onnx
     from tfc.optimizers import optimize as optimize_graph
+    from tfc.optimizers.stand_ins import with_stand_ins
 
     begun = time.perf_counter()
     reports: dict[str, dict[str, Any]] = {}
     with artifact.change() as change:
         for name, graph in artifact.manifest.graphs.items():
             lowered, report = optimize_graph(
-                loaded_graph(artifact, name),
+                with_stand_ins(loaded_graph(artifact, name)),
                 target,
                 probe_feeds(artifact, name),
                 fusion_sites=graph.fusion_sites,
@@ -169,8 +170,10 @@ def _merged(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
             total = fusions.setdefault(kind, {"found": 0, "expected": 0})
             for key in total:
                 total[key] += count[key]
+    stand_ins = sum(report.get("stand_in_bytes", 0) for report in every)
     return {
         **every[0],
+        **({"stand_in_bytes": stand_ins} if stand_ins else {}),
         "fusions": fusions,
         "passes": [
             {**entry, "name": f"{graph}: {entry['name']}"}
