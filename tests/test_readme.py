@@ -36,7 +36,7 @@ def test_the_commands_run_in_their_order(folder: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
     shown = dict(re.findall(r"^\$ (tfc .+)\n((?:(?!\$|```).+\n)*)", README, re.MULTILINE))
-    assert CONSOLE[:3] == [line for line in shown if shown[line]]
+    assert CONSOLE[:3] == [line for line in shown if shown[line]][:3]
     for command in CONSOLE:
         done = subprocess.run(
             [sys.executable, "-m", *command.split()],
