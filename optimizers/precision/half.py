@@ -1,8 +1,9 @@
 """An fp32 graph → the same graph computing in fp16, with casts where the two meet.
 
-What runs in half: matrix products and attention on token tensors (rank 3 and more), GELU,
-LayerNormalization (its statistics stay in fp32: `stash_type` 1), embedding look-ups, and
-element-wise work between them.
+What runs in half: matrix products and attention on token tensors (rank 3 and more, or flattened to
+`[batch·sequence, …]`), GELU, LayerNormalization (its statistics stay in fp32: `stash_type` 1),
+embedding look-ups, and element-wise work between them. The table of a language model's head, which
+reads it transposed, is a weight like others.
 
 What stays in fp32:
 1. reductions, softmax, divisions, powers and roots written out: they lose or overflow;
@@ -21,8 +22,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from tfc.optimizers.graph import add_constant, constant, insert_before, set_type
@@ -130,13 +133,13 @@ class _Converter:
         return out
 
     def _runs_in_half(self, node: ir.Node, floats: list[ir.Value | None]) -> bool:
-        activations = [v for v in floats if constant(v) is None]
-        constants_fit = all(_fits(v) for v in floats if constant(v) is not None)
+        activations = [v for v in floats if _weight(v) is None]
+        constants_fit = all(_fits(v) for v in floats if _weight(v) is not None)
         if not constants_fit or self._touches_a_large_value(node):
             self.kept.append(str(node.name))
             return False
         if node.op_type in _PRODUCTS:
-            return all(_rank(v) >= _TOKEN_RANK for v in activations)
+            return all(_has_tokens(v) for v in activations)
         if node.op_type in _HALF_OPS:
             return True
         if node.op_type in _ELEMENTWISE or node.op_type in _LAYOUT:
@@ -187,10 +190,22 @@ def _cast_output(model: ir.Model, index: int, value: ir.Value, name: str) -> Non
     model.graph.outputs[index] = out
 
 
+def _weight(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """The constant that this is, or the transpose of: a head shares its weights with a table."""
+    producer = value.producer() if value is not None else None
+    transposed = producer is not None and producer.op_type == "Transpose"
+    return constant(producer.inputs[0] if transposed and producer is not None else value)
+
+
 def _fits(value: ir.Value | None) -> bool:
-    array = constant(value)
+    array = _weight(value)
     return array is None or bool((np.abs(array) <= _HALF_MAX).all())
 
 
-def _rank(value: ir.Value | None) -> int:
-    return 0 if value is None or value.shape is None else len(value.shape)
+def _has_tokens(value: ir.Value | None) -> bool:
+    """Whether it is [batch, sequence, …], or flattened: [batch*sequence, …]."""
+    if value is None or value.shape is None:
+        return False
+    factors = (d.value.split("*") for d in value.shape if not isinstance(d, int) and d.value)
+    flat = any(sum(not factor.isdigit() for factor in axis) > 1 for axis in factors)
+    return flat or len(value.shape) >= _TOKEN_RANK
