@@ -11,25 +11,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.errors import BadInput, UsageError
-from tfc.manifest import Manifest
-from tfc.runtime.assembly import Assembly, assembly_of, takes_tensors_only
+from tfc.files import sha256_of_json
+from tfc.runtime.assembly import TRUNCATE, Assembly, assembly_of, takes_tensors_only
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.batching import CPU, Limits, default_plan
 from tfc.runtime.cores import usable_cores
 from tfc.runtime.engine import close_all, runners_from_engine
-from tfc.runtime.predictor import Outcome, Predictor
+from tfc.runtime.predictor import OnBatch, Outcome, Predictor
 from tfc.runtime.rows import Columns
 from tfc.runtime.selection import Choice, choose_engine
+from tfc.runtime.tasks import GENERATION_TASKS
 from tfc.runtime.tasks.base import Item, Prediction
 from tfc.runtime.tensors import check_tensors, profile_of
 from tfc.runtime.tokenization import Text
 
 # On a GPU batches run one after the other; a second one is padded, or read out, meanwhile.
 GPU_STREAMS = 2
+# A text is written in seconds where it is read in milliseconds: smaller windows, so that a job has
+# something to show and to keep.
+GENERATION_WINDOW = 256
 
 
 class Session:
@@ -45,17 +50,19 @@ class Session:
 
     def __init__(
         self,
-        manifest: Manifest,
+        artifact: Artifact,
         choice: Choice,
         runners: dict[str, Runner],
         assembly: Assembly | None,
         streams: int = 1,
     ) -> None:
+        manifest = artifact.manifest
         self.task = manifest.task
         self.signature = manifest.signature
         self.engine_name = choice.name
         self.verdict = choice.verdict
         self.hardware = choice.hardware
+        self._identity = _identity_of(artifact, choice)
         self._profile = profile_of(choice.engine)
         self._runners: dict[str, Runner] | None = runners
         self._assembly = assembly
@@ -86,7 +93,7 @@ class Session:
         assembly = assembly_of(artifact, choice.engine)
         runners = runners_from_engine(artifact, choice.engine, threads)
         streams = GPU_STREAMS if choice.hardware != CPU else threads or usable_cores()
-        return cls(artifact.manifest, choice, runners, assembly, streams)
+        return cls(artifact, choice, runners, assembly, streams)
 
     @property
     def options(self) -> type:
@@ -102,16 +109,35 @@ class Session:
         """The fields that a job reads, where none are named."""
         return self._parts.columns
 
+    @property
+    def window(self) -> int:
+        """How many items `map` and a job sort by length together, where they are not told."""
+        if self.task.name in GENERATION_TASKS:
+            return GENERATION_WINDOW
+        return default_plan(self.hardware).window
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells this engine, its tokenizer and its labels from others."""
+        return dict(self._identity)
+
     def predict(
-        self, texts: Sequence[Text], batch_size: int | None = None, **options: Any
+        self,
+        texts: Sequence[Text],
+        batch_size: int | None = None,
+        *,
+        too_long: str = TRUNCATE,
+        **options: Any,
     ) -> list[Prediction]:
         """One prediction per text, in their order (`tfc.runtime.tasks` lists the keys).
 
-        Texts are cut at the artifact's `max_length`, and run in batches of similar length.
+        They run in batches of similar length.
 
         Args:
             texts: texts, or tuples of two texts.
             batch_size: the most rows to run at once; left out, what is fast on this hardware.
+            too_long: what becomes of a text that is longer than the artifact's `max_length`:
+                ``truncate`` cuts it, with ``fail`` it is an error.
             options: what the task lets a call choose (`tfc.runtime.tasks` says where to read it).
 
         Raises:
@@ -128,7 +154,7 @@ class Session:
         task = self._parts.task(options)
         for index, item in enumerate(items):
             task.check(Item(item, f"item {index}"))
-        return list(self.map(items, batch_size=batch_size, **options))
+        return list(self.map(items, batch_size=batch_size, too_long=too_long, **options))
 
     def map(
         self,
@@ -136,6 +162,7 @@ class Session:
         *,
         window: int | None = None,
         batch_size: int | None = None,
+        too_long: str = TRUNCATE,
         **options: Any,
     ) -> Iterator[Prediction]:
         """Predictions of a stream of texts, in its order, holding few of them in memory.
@@ -143,8 +170,9 @@ class Session:
         Args:
             texts: texts, or tuples of two texts; read by the thread that asks for results.
             window: how many texts to sort by length together; the next window is read before
-                the results of one are given.
+                the results of one are given, and no more than that.
             batch_size: as in `predict`.
+            too_long: as in `predict`.
             options: as in `predict`.
 
         Raises:
@@ -153,7 +181,9 @@ class Session:
         """
         if isinstance(texts, str):
             raise BadInput("map takes an iterable of texts", fix="Call map([text])")
-        return _predictions(self.outcomes(texts, window=window, batch_size=batch_size, **options))
+        return _predictions(
+            self.outcomes(texts, window=window, batch_size=batch_size, too_long=too_long, **options)
+        )
 
     def outcomes(
         self,
@@ -161,21 +191,24 @@ class Session:
         *,
         window: int | None = None,
         batch_size: int | None = None,
+        too_long: str = TRUNCATE,
+        on_batch: OnBatch | None = None,
         **options: Any,
     ) -> Iterator[Outcome]:
         """Like `map`, but an item that cannot be predicted gives an outcome with its error.
 
         An item that is a `TfcError` already is handed through, so that the caller's own bad rows
-        keep their place.
+        keep their place. Embeddings are arrays. `on_batch` is called by the threads that run
+        batches, with the tokens of each, without and with padding.
         """
         parts = self._parts
-        task = parts.task(options)
+        task = parts.task(options, too_long)
         runner = parts.batch_runner(self._loaded(), options)
         plan = default_plan(self.hardware)
         limits = plan.limits if batch_size is None else Limits(batch_size)
-        size = plan.window if window is None else window
+        size = self.window if window is None else window
         predictor = Predictor(parts.feeder, self._streams)
-        return predictor.outcomes(task, runner, items, size, limits)
+        return predictor.outcomes(task, runner, items, size, limits, on_batch)
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run one batch of tensors: arrays by input name → arrays by output name.
@@ -215,8 +248,25 @@ class Session:
         return self._runners
 
 
+def _identity_of(artifact: Artifact, choice: Choice) -> dict[str, str]:
+    manifest = artifact.manifest
+    read_with = [manifest.task, manifest.preprocess, manifest.images, manifest.audio]
+    tokenizer = manifest.preprocess.tokenizer if manifest.preprocess is not None else ""
+    return {
+        "name": choice.name,
+        "sha256": artifact.engine_sha256(choice.engine),
+        "reads_and_says": sha256_of_json([repr(read_with), artifact.sha256(tokenizer)]),
+        "hardware": choice.hardware,
+    }
+
+
 def _predictions(outcomes: Iterator[Outcome]) -> Iterator[Prediction]:
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
-        yield outcome.prediction
+        yield _plain(outcome.prediction)
+
+
+def _plain(prediction: Prediction) -> Prediction:
+    """The prediction as JSON values: its arrays, which are embeddings, as lists."""
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in prediction.items()}
