@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tfc.errors import BadData, UsageError
-from tfc.files import sync, write_atomically
+from tfc.files import sync
 from tfc.runtime.formats import KNOWN, Format, format_from_name, format_from_path
 from tfc.runtime.job_writers import join
 from tfc.runtime.journal import RESTART, Shard
@@ -119,28 +119,29 @@ class Workspace:
         """The file of a shard's bad rows."""
         return self._work / f"errors-{number:05}.jsonl"
 
-    def check_empty(self) -> None:
-        """Refuse a folder that holds anything.
+    def finished(self) -> dict[str, Any] | None:
+        """What ``_SUCCESS`` says of the finished job in a folder; None where there is none.
 
         Raises:
-            UsageError: a finished job is there, or other files.
+            UsageError: the folder holds other files.
         """
         path = self._output.path
         if not self._output.is_folder or path is None:
-            return
+            return None
         names = sorted(other.name for other in path.iterdir() if other.name != _WORK)
-        if SUCCESS in names:
-            raise UsageError(
-                "a finished job is in this folder",
-                where=str(path),
-                fix=f"Choose another. {RESTART}",
-            )
-        if names:
-            raise UsageError(
-                f"this folder is not empty: it holds {names[0]}",
-                where=str(path),
-                fix="Choose another output folder",
-            )
+        if SUCCESS not in names:
+            if names:
+                raise UsageError(
+                    f"this folder is not empty: it holds {names[0]}",
+                    where=str(path),
+                    fix="Choose another output folder",
+                )
+            return None
+        try:
+            done = json.loads((path / SUCCESS).read_text(encoding="utf-8"))
+        except ValueError:  # of another program: it is empty there
+            done = None
+        return done if isinstance(done, dict) else {}
 
     def check_parts(self, shards: Sequence[Shard]) -> None:
         """Refuse to go on where a shard of the journal is not there any more.
@@ -190,7 +191,8 @@ class Workspace:
                 for path, shard in parts.items()
             ]
             text = json.dumps({**done, "parts": listed}, indent=1)
-            write_atomically(output.path / SUCCESS, text.encode() + b"\n")
+            with writing(output.path / SUCCESS) as staged:
+                staged.stream.write(text.encode() + b"\n")
         else:
             _join_to(output.path, list(parts), output.format)
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, BinaryIO, Protocol
 
-from tfc.errors import BadData, JobStopped, TfcError, disk_errors
+from tfc.errors import BadData, JobStopped, TfcError, UsageError, disk_errors
 from tfc.runtime.job_inputs import InputFile, Place, rows_of_files
 from tfc.runtime.job_outputs import Output, Workspace, workspace, writing
 from tfc.runtime.job_writers import Style, Writer, compressed, writer_of
-from tfc.runtime.journal import Journal, Shard
+from tfc.runtime.journal import RESTART, Journal, Shard
 from tfc.runtime.predictor import Outcome
 from tfc.runtime.rows import Columns, Row, json_bytes
 
@@ -248,12 +248,28 @@ def _journal_of(work: Workspace, plan: Plan) -> Journal:
         journal = None  # no run can go on with it
         work.clear()
     if journal is None:
-        work.check_empty()
-        work.clear()
-        return Journal(work.journal_path, plan.key)
+        return _new_journal(work, plan)
     journal.check_same(plan.key)
     if not journal.finished:
         work.check_parts(journal.shards)
+    return journal
+
+
+def _new_journal(work: Workspace, plan: Plan) -> Journal:
+    """A journal of nothing; of everything where this very job is finished in the output folder."""
+    journal = Journal(work.journal_path, plan.key)
+    done = work.finished()
+    if done is None:
+        work.clear()
+        return journal
+    if done.get("job") != plan.key or not plan.resumable:
+        raise UsageError(
+            "another finished job is in this folder",
+            where=str(plan.output.path),
+            fix=f"Choose another folder. {RESTART}",
+        )
+    journal.shards.append(Shard(**done["sums"], place=Place(), bytes=0, error_bytes=0))
+    journal.finished = True
     return journal
 
 
@@ -300,8 +316,6 @@ def empty_input(name: str) -> BadData:
 
 def _done(plan: Plan, journal: Journal) -> dict[str, Any]:
     shards = journal.shards
-    return {
-        "engine": plan.key["engine"],
-        "rows": sum(shard.rows for shard in shards),
-        "bad_rows": sum(shard.bad_rows for shard in shards),
-    }
+    names = ("rows", "bad_rows", "tokens", "padded")
+    sums = {name: sum(getattr(shard, name) for shard in shards) for name in names}
+    return {"job": plan.key, "sums": sums}
