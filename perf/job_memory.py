@@ -1,8 +1,8 @@
 """Peak memory of `tfc run` on 1, 10 and 100 times the input: it is to stay flat.
 
-A tiny random encoder (hidden size 32, one layer) classifies short texts of mixed length, so that what
-is measured is the job and not the model. Each job is a process of its own, whose peak resident
-set the kernel tells. The input stands beside the texts with an id and a number per row.
+A tiny random encoder (hidden size 32, one layer) classifies short texts of mixed length, so that
+what is measured is the job and not the model. Each job is a process of its own, whose peak
+resident set the kernel tells. Each row has an id and a number beside its text.
 
     python perf/job_memory.py -o perf/results/job_memory.json
 """

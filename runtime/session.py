@@ -6,7 +6,10 @@ with Session.load("./artifact") as session:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,15 +19,16 @@ import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.errors import BadInput, UsageError
-from tfc.files import sha256_of_json
 from tfc.runtime.assembly import TRUNCATE, Assembly, assembly_of, takes_tensors_only
+from tfc.runtime.async_map import mapped
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.batching import CPU, Limits, default_plan
 from tfc.runtime.cores import usable_cores
 from tfc.runtime.engine import close_all, runners_from_engine
+from tfc.runtime.formats.predictions import prediction_fields
 from tfc.runtime.predictor import OnBatch, Outcome, Predictor
 from tfc.runtime.rows import Columns
-from tfc.runtime.selection import Choice, choose_engine
+from tfc.runtime.selection import Choice, choose_engine, identity_of
 from tfc.runtime.tasks import GENERATION_TASKS
 from tfc.runtime.tasks.base import Item, Prediction
 from tfc.runtime.tensors import check_tensors, profile_of
@@ -38,7 +42,11 @@ GENERATION_WINDOW = 256
 
 
 class Session:
-    """A loaded engine that a program calls. Safe to call from several threads.
+    """A loaded engine that a program calls.
+
+    Safe to call from several threads. A forked child may go on with it where it runs on the CPU:
+    its first call there loads the engine again. It can be pickled for spawned workers, which load
+    it from the same folder.
 
     Attributes:
         task: what the model does, and its labels (`tfc.manifest.Task`).
@@ -55,6 +63,7 @@ class Session:
         runners: dict[str, Runner],
         assembly: Assembly | None,
         streams: int = 1,
+        threads: int | None = None,
     ) -> None:
         manifest = artifact.manifest
         self.task = manifest.task
@@ -62,11 +71,15 @@ class Session:
         self.engine_name = choice.name
         self.verdict = choice.verdict
         self.hardware = choice.hardware
-        self._identity = _identity_of(artifact, choice)
+        self._identity = identity_of(artifact, choice)
         self._profile = profile_of(choice.engine)
         self._runners: dict[str, Runner] | None = runners
         self._assembly = assembly
         self._streams = streams
+        self._source = (artifact, choice, threads)
+        self._process = os.getpid()
+        self._parents: list[object] = []
+        self._lock = threading.Lock()
 
     @classmethod
     def load(
@@ -93,7 +106,7 @@ class Session:
         assembly = assembly_of(artifact, choice.engine)
         runners = runners_from_engine(artifact, choice.engine, threads)
         streams = GPU_STREAMS if choice.hardware != CPU else threads or usable_cores()
-        return cls(artifact, choice, runners, assembly, streams)
+        return cls(artifact, choice, runners, assembly, streams, threads)
 
     @property
     def options(self) -> type:
@@ -210,6 +223,49 @@ class Session:
         predictor = Predictor(parts.feeder, self._streams)
         return predictor.outcomes(task, runner, items, size, limits, on_batch)
 
+    async def apredict(self, texts: Sequence[Text], **arguments: Any) -> list[Prediction]:
+        """`predict` in a thread, so that the event loop goes on meanwhile."""
+        return await asyncio.to_thread(self.predict, texts, **arguments)
+
+    def amap(
+        self,
+        texts: Iterable[Text] | AsyncIterable[Text],
+        *,
+        window: int | None = None,
+        **arguments: Any,
+    ) -> AsyncIterator[Prediction]:
+        """`map` for ``async for``: the event loop goes on while a thread runs the batches.
+
+        An asynchronous source is read by the event loop, any other by that thread; nothing is
+        predicted before a window is full or the source ends.
+
+        Raises:
+            BadInput, CheckFailed, UsageError: as in `map`, when the first result, or the item's
+                own, is asked for.
+        """
+        size = self.window if window is None else window
+        return mapped(lambda items: self.map(items, window=size, **arguments), texts, size)
+
+    def predict_arrow(self, texts: Any, *, half: bool = False, **arguments: Any) -> Any:
+        """The predictions of an Arrow column of texts, as an Arrow array of structs.
+
+        The array has the type of the column ``prediction`` that `tfc run` writes to Parquet;
+        embeddings get there as arrays, without a Python list.
+
+        Args:
+            texts: a `pyarrow.Array` or `pyarrow.ChunkedArray` of strings, without nulls.
+            half: embeddings as float16 instead of float32.
+            arguments: as in `map`.
+
+        Raises:
+            BadInput, CheckFailed, UsageError: as in `predict`.
+        """
+        from tfc.runtime.formats.arrow import prediction_array
+
+        fields = prediction_fields(self.task, self.signature)
+        found = [_checked(outcome) for outcome in self.outcomes(texts.to_pylist(), **arguments)]
+        return prediction_array(found, fields, half)
+
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run one batch of tensors: arrays by input name → arrays by output name.
 
@@ -224,6 +280,11 @@ class Session:
         """Give back what the engine holds. Safe to call twice."""
         runners, self._runners = self._runners, None
         close_all(runners or {})
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str, int | None]]:
+        """Pickled as where it was loaded from: another process loads it there again."""
+        artifact, choice, threads = self._source
+        return Session.load, (str(artifact.path.resolve()), choice.name, threads)
 
     def __enter__(self) -> Session:
         return self
@@ -245,26 +306,31 @@ class Session:
     def _loaded(self) -> dict[str, Runner]:
         if self._runners is None:
             raise UsageError("this session was closed", fix="Load it again with Session.load")
+        if self._process != os.getpid():
+            self._load_after_fork()
         return self._runners
 
-
-def _identity_of(artifact: Artifact, choice: Choice) -> dict[str, str]:
-    manifest = artifact.manifest
-    read_with = [manifest.task, manifest.preprocess, manifest.images, manifest.audio]
-    tokenizer = manifest.preprocess.tokenizer if manifest.preprocess is not None else ""
-    return {
-        "name": choice.name,
-        "sha256": artifact.engine_sha256(choice.engine),
-        "reads_and_says": sha256_of_json([repr(read_with), artifact.sha256(tokenizer)]),
-        "hardware": choice.hardware,
-    }
+    def _load_after_fork(self) -> None:
+        """Load the engine again: a fork leaves its threads behind, and it would run on one."""
+        with self._lock:
+            if self._process == os.getpid():
+                return
+            # Never let go of: ending the parent's engines would wait for their threads.
+            self._parents.append(self._runners)
+            artifact, choice, threads = self._source
+            self._runners = runners_from_engine(artifact, choice.engine, threads)
+            self._process = os.getpid()
 
 
 def _predictions(outcomes: Iterator[Outcome]) -> Iterator[Prediction]:
     for outcome in outcomes:
-        if outcome.error is not None:
-            raise outcome.error
-        yield _plain(outcome.prediction)
+        yield _plain(_checked(outcome))
+
+
+def _checked(outcome: Outcome) -> Prediction:
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.prediction
 
 
 def _plain(prediction: Prediction) -> Prediction:
