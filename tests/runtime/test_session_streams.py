@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tfc.errors import BadInput, UsageError
@@ -203,14 +204,16 @@ def test_a_forked_child_goes_on_with_threads_of_its_own(
     session: Session, expected: list[dict[str, Any]]
 ) -> None:
     _, (path, engine, _) = session.__reduce__()
+    tensors = {spec.name: np.ones((1, 8), np.int64) for spec in session.signature.inputs}
     reading, writing = os.pipe()
     with Session.load(path, engine, threads=2) as parent:
         parent.predict(TEXTS)
         child = os.fork()
         if child == 0:
             signal.alarm(60)
-            found = parent.predict(TEXTS)
+            parent.run(tensors)
             threads = len(list(Path("/proc/self/task").iterdir()))
+            found = parent.predict(TEXTS)
             os.write(writing, json.dumps([found, threads]).encode())
             os._exit(0)
         os.close(writing)
