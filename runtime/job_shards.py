@@ -32,6 +32,7 @@ class Plan:
 
     files: list[InputFile]
     columns: Columns
+    id_column: str | None
     output: Output
     style: Style
     key: dict[str, Any]
@@ -228,7 +229,9 @@ class _Tally:
 
     def _refuse(self, each: _Found, error: TfcError) -> None:
         file, line = self._plan.files[each.file].name, each.row.line
-        record = {"file": file, "line": line, "error": error.what}
+        record: dict[str, Any] = {"file": file, "line": line, "error": error.what}
+        if self._plan.id_column is not None:
+            record["id"] = each.row.content.as_dict().get(self._plan.id_column)
         self._errors.write(json_bytes({**record, "row": each.row.content.as_text()}))
         self.bad_rows += 1
         self._first_bad = self._first_bad or (file, line, error.what)

@@ -99,6 +99,7 @@ def run_job(
     *,
     text_column: str | None = None,
     pair_column: str | None = None,
+    id_column: str | None = None,
     format: str | None = None,
     output_format: str | None = None,
     half_embeddings: bool = False,
@@ -125,6 +126,7 @@ def run_job(
             question-answering ``question``.
         pair_column: the field that holds the second text, for models that take pairs; left out
             none, or the task's own: for question-answering ``context``.
+        id_column: a field to repeat as ``id`` in the errors file.
         format: the inputs' format, where their names do not tell it.
         output_format: the output's; left out what the file's name tells, or the inputs' own.
         half_embeddings: store embeddings as float16; for Parquet.
@@ -163,6 +165,7 @@ def run_job(
     plan = Plan(
         files=files,
         columns=columns,
+        id_column=id_column,
         output=target,
         style=_style(session, target, half_embeddings),
         key={},
@@ -258,6 +261,7 @@ def _key(session: TextSession, plan: Plan, options: dict[str, object]) -> dict[s
             **options,
             "text_column": plan.columns.text,
             "pair_column": plan.columns.pair,
+            "id_column": plan.id_column,
             "format": plan.files[0].format.kind,
             "output_format": plan.style.format.suffix,
             "half_embeddings": plan.style.half,

@@ -114,12 +114,14 @@ def table_of_contents(contents: Sequence[ArrowContent], schema: Any) -> Any:
 
 
 def _value(scalar: Any) -> Any:
+    kind = scalar.type
+    if pa.types.is_timestamp(kind) and kind.unit == "ns" and scalar.is_valid:
+        # Python's own times have microseconds, and pyarrow gives pandas' where pandas is there.
+        return scalar.cast(pa.string()).as_py().replace(" ", "T", 1)
     try:
         return scalar.as_py()
     except UnicodeDecodeError:
         return scalar.cast(pa.binary()).as_py().decode(errors="backslashreplace")
-    except ValueError:  # a time in nanoseconds, which Python's own times do not have
-        return scalar.cast(pa.string()).as_py()
 
 
 def _type(field: Field, half: bool) -> Any:

@@ -79,6 +79,27 @@ def test_summary_and_log_as_json(run: Callable[..., Result], tmp_path: Path) -> 
     assert all(event["time"] for event in events)
 
 
+def test_metrics_for_prometheus(run: Callable[..., Result], tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    source, metrics = rows(tmp_path / "in.jsonl", "a", "b", 5), tmp_path / "tfc.prom"
+    done = run(source, "-o", tmp_path / "out.jsonl", "--metrics-file", metrics)
+    assert done.exit_code == 0, done.output
+    values = [line for line in metrics.read_text().splitlines() if not line.startswith("#")]
+    label = f'{{output="{tmp_path}/out.jsonl"}}'
+    assert f"tfc_job_finished{label} 1.0" in values
+    assert f"tfc_job_input_bytes_total{label} {float(source.stat().st_size)}" in values
+    assert f"tfc_job_rows{label} 2.0" in values
+    assert len(values) == 8
+
+
+def test_the_id_of_a_bad_row(run: Callable[..., Result], tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'{"text": "a", "key": 1}\n{"text": 5, "key": {"a": 2}}\n{\n')
+    assert run(source, "-o", tmp_path / "out.jsonl", "--id-column", "key").exit_code == 0
+    bad = lines((tmp_path / "out.jsonl.errors.jsonl").read_text())
+    assert [row["id"] for row in bad] == [{"a": 2}, None]
+
+
 def test_the_live_line() -> None:
     now = JobProgress(
         bytes=300, total_bytes=900, rows=50, bad_rows=1, tokens=5_000, padded=10_000, seconds=2.0

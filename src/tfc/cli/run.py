@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tfc.cli.console import err, out
 from tfc.cli.options import artifact_argument
-from tfc.cli.run_display import JsonLog, counted, live, show_summary, summary_json
+from tfc.cli.run_display import JsonLog, all_of, counted, live, show_summary, summary_json
+from tfc.cli.run_metrics import MetricsFile
 from tfc.cli.run_signals import stop_requests
 from tfc.errors import BadData, JobStopped
 
@@ -57,6 +59,7 @@ class RunCommand(click.Command):
     metavar="FIELD",
     help="The field with the second text.  [default: none, or context]",
 )
+@click.option("--id-column", metavar="FIELD", help="A field to repeat in the file of bad rows.")
 @click.option("--format", metavar="FORMAT", help="The inputs' format, where no name tells it.")
 @click.option("--output-format", metavar="FORMAT", help="The output's format.")
 @click.option("--half-embeddings", is_flag=True, help="Store embeddings as float16 (Parquet).")
@@ -89,6 +92,11 @@ class RunCommand(click.Command):
 @click.option("--restart", is_flag=True, help="Begin anew, whatever an earlier run left.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--log-json", is_flag=True, help="Log to stderr, a line of JSON per event.")
+@click.option(
+    "--metrics-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keep the state of the job in this file, for Prometheus.",
+)
 def command(
     artifact: str,
     inputs: tuple[str, ...],
@@ -99,6 +107,7 @@ def command(
     on_error: str,
     as_json: bool,
     log_json: bool,
+    metrics_file: Path | None,
     **job: Any,
 ) -> None:
     """Run a batch job: rows in, the same rows with a prediction out.
@@ -120,18 +129,22 @@ def command(
     from tfc.runtime.tasks.options import values_from_settings
 
     log = JsonLog()
+    metrics = None if metrics_file is None else MetricsFile(metrics_file, output)
     with Session.load(artifact, engine=engine, threads=threads) as session:
         job.update(values_from_settings(session.task.name, session.options, settings))
         _warn(session, artifact, log if log_json else None)
         shown = nullcontext(log.report) if log_json else live()
-        with stop_requests() as stopped, shown as report:
+        with stop_requests() as stopped, shown as show:
+            told = [show] if metrics is None else [show, metrics.report]
             try:
                 summary = run_job(
-                    session, inputs, output, on_progress=report, stopped=stopped, **job
+                    session, inputs, output, on_progress=all_of(told), stopped=stopped, **job
                 )
             except JobStopped as stop:
                 stop.exit_code = stopped.exit_code or stop.exit_code
                 raise
+    if metrics is not None:
+        metrics.finish()
     if log_json:
         log.event("finished", engine=session.engine_name, **dataclasses.asdict(summary))
     console = err if summary.output is None else out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -83,6 +83,16 @@ class JsonLog:
         if clock >= self._next:
             self._next = clock + _LOG_INTERVAL_S
             self.event("progress", **dataclasses.asdict(now))
+
+
+def all_of(reports: Sequence[Report]) -> Report:
+    """One that calls them all."""
+
+    def report(now: JobProgress) -> None:
+        for each in reports:
+            each(now)
+
+    return report
 
 
 def show_summary(summary: JobSummary, engine: str, console: Console) -> None:
