@@ -29,8 +29,9 @@ from tfc.runtime.rows import Columns, Row
 
 STDIN = "-"
 # What the identity of a file hashes at each of its ends. A change between them shows in the time
-# of the last change; hashing all of a large input would take minutes at every start.
-_HASHED_BYTES = 1 << 20
+# of the last change; hashing all of a large input would take minutes at every start, and an input
+# may be ten thousand files.
+_HASHED_BYTES = 64 << 10
 _HIDDEN = (".", "_")  # names that begin so are no data, as other readers of folders have it
 
 

@@ -115,8 +115,8 @@ class _JsonlRows:
         return [None] * len(contents)
 
     def write(self, rows: Rows) -> None:
-        for content, prediction in rows:
-            self._sink.write(json_bytes({**content.as_dict(), PREDICTION: prediction}))
+        lines = (json_bytes({**content.as_dict(), PREDICTION: p}) for content, p in rows)
+        self._sink.write(b"".join(lines))
 
     def close(self) -> None:
         self._sink.flush()
@@ -143,8 +143,8 @@ class _CsvRows:
         if self._header:
             self._sink.write(writer.header(PREDICTION))
             self._header = False
-        for content, prediction in rows:
-            self._sink.write(writer.row(content.as_dict(), prediction))
+        lines = (writer.row(content.as_dict(), prediction) for content, prediction in rows)
+        self._sink.write(b"".join(lines))
 
     def close(self) -> None:
         self._sink.flush()

@@ -29,16 +29,19 @@ from tfc.runtime.formats.predictions import prediction_fields
 from tfc.runtime.predictor import OnBatch, Outcome, Predictor
 from tfc.runtime.rows import Columns
 from tfc.runtime.selection import Choice, choose_engine, identity_of
-from tfc.runtime.tasks import GENERATION_TASKS
+from tfc.runtime.tasks import GENERATION_TASKS, MEDIA_TASKS
 from tfc.runtime.tasks.base import Item, Prediction
+from tfc.runtime.tasks.embedding import NO_POOLING
 from tfc.runtime.tensors import check_tensors, profile_of
 from tfc.runtime.tokenization import Text
 
 # On a GPU batches run one after the other; a second one is padded, or read out, meanwhile.
 GPU_STREAMS = 2
 # A text is written in seconds where it is read in milliseconds: smaller windows, so that a job has
-# something to show and to keep.
-GENERATION_WINDOW = 256
+# something to show and to keep. Vectors of every token take half a megabyte a text.
+SMALL_WINDOW = 256
+# Images and recordings are all of one length, and their arrays take a megabyte each.
+MEDIA_WINDOW = 128
 
 
 class Session:
@@ -125,8 +128,10 @@ class Session:
     @property
     def window(self) -> int:
         """How many items `map` and a job sort by length together, where they are not told."""
-        if self.task.name in GENERATION_TASKS:
-            return GENERATION_WINDOW
+        if self.task.name in MEDIA_TASKS:
+            return MEDIA_WINDOW
+        if self.task.name in GENERATION_TASKS or self.task.pooling == NO_POOLING:
+            return SMALL_WINDOW
         return default_plan(self.hardware).window
 
     @property

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from tfc.cli import cli as group
 from tfc.cli.run_display import line_of
+from tfc.cli.run_signals import stop_requests
 from tfc.runtime.job_progress import JobProgress
 from tfc.runtime.rows import json_bytes
 
@@ -171,6 +172,17 @@ def test_sigterm_drains_and_the_same_command_goes_on(tiny_artifact: Path, tmp_pa
     whole.communicate()
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert len(output.read_text().splitlines()) == 4000
+
+
+def test_a_second_signal_does_not_wait(capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_requests() as request:
+        assert not request()
+        signal.raise_signal(signal.SIGINT)
+        assert (request(), request.exit_code) == (True, 130)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert capfd.readouterr().err.count("again to stop at once") == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_sigterm_ends_a_wait_for_standard_input(tiny_artifact: Path, tmp_path: Path) -> None:
