@@ -38,7 +38,8 @@ from tfc.runtime.formats.streams import LineReader, open_bytes
 from tfc.runtime.job_inputs import InputFile, files_from_inputs
 from tfc.runtime.job_outputs import Output, output_from_path
 from tfc.runtime.job_progress import Clock, Progress
-from tfc.runtime.job_shards import Plan, Watch, empty_input, stream_rows, write_shards
+from tfc.runtime.job_rows import Plan, Watch
+from tfc.runtime.job_shards import empty_input, stream_rows, write_shards
 from tfc.runtime.job_writers import Style
 from tfc.runtime.journal import Shard
 from tfc.runtime.predictor import Outcome

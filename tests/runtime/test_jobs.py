@@ -439,7 +439,7 @@ def test_holds_no_more_rows_than_the_session_reads_ahead(
             super().append(item)
             longest = max(longest, len(self))
 
-    monkeypatch.setattr("tfc.runtime.job_shards.deque", Watched)
+    monkeypatch.setattr("tfc.runtime.job_rows.deque", Watched)
     source = written(tmp_path / "in.jsonl", {"text": "one"}, *({"no": i} for i in range(500)))
     run_job(FakeSession(window=4), source, tmp_path / "out.jsonl", shard_rows=1000)
     assert 0 < longest <= 2 * 4
