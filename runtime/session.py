@@ -32,7 +32,7 @@ from tfc.runtime.selection import Choice, choose_engine, identity_of
 from tfc.runtime.tasks import GENERATION_TASKS, MEDIA_TASKS
 from tfc.runtime.tasks.base import Item, Prediction
 from tfc.runtime.tasks.embedding import NO_POOLING
-from tfc.runtime.tensors import check_tensors, profile_of
+from tfc.runtime.tensors import arrays_from_tensors, check_tensors, profile_of
 from tfc.runtime.tokenization import Text
 
 # On a GPU batches run one after the other; a second one is padded, or read out, meanwhile.
@@ -271,15 +271,19 @@ class Session:
         found = [_checked(outcome) for outcome in self.outcomes(texts.to_pylist(), **arguments)]
         return prediction_array(found, fields, half)
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Run one batch of tensors: arrays by input name → arrays by output name.
+
+        Arrays are numpy's, or tensors on the CPU of any library that speaks DLPack (torch, jax,
+        Arrow), whose memory is used as it is.
 
         Raises:
             BadInput: a name, type or shape does not fit the signature or the engine's profile.
         """
         runner = next(iter(self._loaded().values()))
-        check_tensors(self.signature, self._profile, inputs)
-        return runner.run(inputs)
+        arrays = arrays_from_tensors(inputs)
+        check_tensors(self.signature, self._profile, arrays)
+        return runner.run(arrays)
 
     def close(self) -> None:
         """Give back what the engine holds. Safe to call twice."""
