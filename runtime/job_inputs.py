@@ -106,6 +106,14 @@ def files_from_inputs(inputs: Sequence[str | Path], format: str | None) -> list[
     return files
 
 
+def identities(files: Sequence[InputFile]) -> dict[str, dict[str, Any]]:
+    """What tells the inputs of a job from others, by their number; of pipes it is the name only."""
+    return {
+        str(number): file.identity() if file.resumable else {"name": file.name}
+        for number, file in enumerate(files)
+    }
+
+
 def rows_of_files(
     files: Sequence[InputFile], columns: Columns, after: Place, stopped: Callable[[], bool]
 ) -> Generator[tuple[int, Row], None, None]:

@@ -19,7 +19,8 @@ class JobProgress:
     """How far a job is.
 
     `bytes` of `total_bytes` of the input are done, those of an earlier run among them;
-    `total_bytes` is 0 where nobody knows. The other numbers are of this run.
+    `total_bytes` is 0 where nobody knows: of a pipe, or with a limit. The other numbers are of
+    this run.
     """
 
     bytes: int
@@ -40,11 +41,13 @@ class Clock:
     Rows are counted when they are written, tokens and padding when their batch has run.
     """
 
-    def __init__(self, on_progress: Progress | None, files: Sequence[InputFile]) -> None:
+    def __init__(
+        self, on_progress: Progress | None, files: Sequence[InputFile], limit: int | None
+    ) -> None:
         self._call = on_progress
         sizes = [file.size for file in files]
         self._before = [sum(sizes[:number]) for number in range(len(files))]
-        self._total = sum(sizes)
+        self._total = sum(sizes) if limit is None else 0
         self._started = time.perf_counter()
         self._bytes = self._next = 0.0
         self._lock = threading.Lock()
@@ -72,7 +75,7 @@ class Clock:
 
     def finish(self) -> None:
         """The job is done."""
-        self._bytes, self._next = self._total, 0.0
+        self._bytes, self._next = max(self._bytes, self._total), 0.0
         self._tell()
 
     def _tell(self) -> None:

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from typing import Any
 
 from tfc.errors import BadData, JobStopped, TfcError, UsageError, disk_errors
-from tfc.runtime.job_inputs import Place
+from tfc.runtime.job_inputs import Place, identities
 from tfc.runtime.job_outputs import Workspace, workspace, writing
 from tfc.runtime.job_rows import Found, Plan, Predicts, Tally, Watch, found_rows
 from tfc.runtime.job_writers import compressed, writer_of
@@ -34,6 +34,7 @@ def write_shards(session: Predicts, plan: Plan, watch: Watch) -> tuple[list[Shar
         with _kept(journal, work, plan), disk_errors(path):
             with closing(found_rows(session, plan, journal, watch)) as found:
                 _write_rest(found, work, plan, journal, watch)
+            _check_unchanged(journal.shards, plan)
             _check_any(journal.shards, plan)
             work.put_in_place(journal.shards, _done(plan, journal))
             journal.finish()
@@ -148,6 +149,19 @@ def _kept(journal: Journal, work: Workspace, plan: Plan) -> Iterator[None]:
         if isinstance(error, TfcError):
             error.fix = f"{error.fix}. {kept}" if error.fix else kept
         raise
+
+
+def _check_unchanged(shards: list[Shard], plan: Plan) -> None:
+    """Refuse to make an output of inputs that somebody wrote to meanwhile."""
+    now = identities(plan.files)
+    changed = [number for number in now if now[number] != plan.key["inputs"][number]]
+    if changed:
+        shards.clear()
+        raise BadData(
+            "the input changed while the job ran",
+            where=plan.files[int(changed[0])].name,
+            fix="Run the job again when the input is complete",
+        )
 
 
 def _check_any(shards: list[Shard], plan: Plan) -> None:

@@ -35,7 +35,7 @@ from tfc.runtime.formats import JSONL, PARQUET, Format
 from tfc.runtime.formats.jsonl import rows_of_lines
 from tfc.runtime.formats.predictions import VECTOR, VECTORS, prediction_fields
 from tfc.runtime.formats.streams import LineReader, open_bytes
-from tfc.runtime.job_inputs import InputFile, files_from_inputs
+from tfc.runtime.job_inputs import InputFile, files_from_inputs, identities
 from tfc.runtime.job_outputs import Output, output_from_path
 from tfc.runtime.job_progress import Clock, Progress
 from tfc.runtime.job_rows import Plan, Watch
@@ -162,7 +162,7 @@ def run_job(
         check_same_columns([file.path for file in files if file.path is not None])
     own, window = session.columns, window or session.window
     columns = Columns(text_column or own.text, pair_column or own.pair, own.folder)
-    clock = Clock(on_progress, files)
+    clock = Clock(on_progress, files, limit)
     plan = Plan(
         files=files,
         columns=columns,
@@ -254,10 +254,9 @@ def _whole_windows(shard_rows: int | None, window: int, output: Output) -> int:
 
 def _key(session: TextSession, plan: Plan, options: dict[str, object]) -> dict[str, Any]:
     """What a run must have in common with the one that it goes on with."""
-    inputs = [file.identity() if file.resumable else {"name": file.name} for file in plan.files]
     key = {
         "engine": session.identity,
-        "inputs": {str(number): identity for number, identity in enumerate(inputs)},
+        "inputs": identities(plan.files),
         "options": {
             **options,
             "text_column": plan.columns.text,

@@ -286,6 +286,21 @@ def test_a_second_run_is_refused_while_one_writes(tmp_path: Path) -> None:
     assert found == ["out.jsonl: another run is writing this output"]
 
 
+def test_an_input_that_grows_while_the_job_runs(tmp_path: Path) -> None:
+    source = rows_file(tmp_path)
+
+    class Growing(Windowed):
+        def outcomes(self, items: Iterable[object], **options: Any) -> Iterator[Outcome]:
+            yield from super().outcomes(items, **options)
+            with source.open("a", encoding="utf-8") as stream:
+                stream.write('{"text": "late"}\n')
+
+    with pytest.raises(BadData, match="the input changed while the job ran"):
+        run_job(Growing(), source, tmp_path / "out.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    assert run_job(Windowed(), source, tmp_path / "out.jsonl").rows == 20
+
+
 def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
     source, output = rows_file(tmp_path), tmp_path / "out.jsonl"
     half_done(source, output)
