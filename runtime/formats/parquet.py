@@ -43,6 +43,12 @@ def check_same_columns(paths: Sequence[Path]) -> None:
             raise BadData(what, where=str(path), fix=fix)
 
 
+def _batches(file: Any, groups: Sequence[int]) -> Iterator[Any]:
+    """The batches of one row group after the other: a reader of several keeps what it has read."""
+    for group in groups:
+        yield from file.iter_batches(_BATCH_ROWS, row_groups=[group], use_threads=False)
+
+
 def _schema(path: Path) -> Any:
     with _reading(path), pq.ParquetFile(path) as file:
         return file.schema_arrow
@@ -59,7 +65,7 @@ def rows_of_parquet(path: Path, columns: Columns, line: int = 0) -> Iterator[Row
         wanted = [column for column in (columns.text, columns.pair) if column is not None]
         _check_columns(file.schema_arrow, wanted, path)
         skipped, groups = _groups_after(file, line)
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, use_threads=False):
+        for batch in _batches(file, groups):
             texts = {name: batch.column(name) for name in wanted}
             for index in range(batch.num_rows):
                 skipped += 1
