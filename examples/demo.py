@@ -25,22 +25,28 @@ BUILD = Path("build/demo")
 CHECKPOINT, ARTIFACT = BUILD / "checkpoint", BUILD / "artifact"
 PREDICTIONS = BUILD / "predictions.jsonl"
 STAMP = BUILD / "checkpoint.sha256"
+ALL_SHAPES = ["--batch", "1,32", "--seq", "16,64,128"]
+ONE_SHAPE = ["--batch", "4", "--seq", "16", "--seconds", "0.2"]
 
 
 def main() -> None:
     """Run the steps in a folder `build/demo` below the current one."""
     parser = argparse.ArgumentParser(description="From checkpoint to verified engine.")
-    parser.add_argument("--epochs", type=int, help="train for less, to see it work sooner")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="train for one epoch and measure one shape, to see it work sooner",
+    )
     options = parser.parse_args()
     begun = time.perf_counter()
     BUILD.mkdir(parents=True, exist_ok=True)
-    finetune(["--epochs", str(options.epochs)] if options.epochs else [])
+    finetune(["--epochs", "1"] if options.quick else [])
     tfc("export", CHECKPOINT, "-o", ARTIFACT, *overwrite())
     tfc("build-engine", ARTIFACT, "--fp16")
     if importlib.util.find_spec("tensorrt_rtx") is not None:
         tfc("build-engine", ARTIFACT, "--fp16", "--backend", "tensorrt-rtx")
     tfc("verify", ARTIFACT, "--data", relative(EVAL))
-    tfc("bench", ARTIFACT, "--batch", "1,32", "--seq", "16,64,128")
+    tfc("bench", ARTIFACT, *(ONE_SHAPE if options.quick else ALL_SHAPES))
     tfc("run", ARTIFACT, relative(EVAL), "-o", PREDICTIONS)
     summary(time.perf_counter() - begun)
 

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from tfc.optimizers.graph import constant
+from tfc.optimizers.graph import constant, set_type
 from tfc.optimizers.lowering.attention_mask import ExpandAttentionMask
 from tfc.optimizers.precision.simulation import has_half, simulate_half
+from tfc.optimizers.stand_ins import write_out_computed
 
 Feed = Mapping[str, npt.NDArray[Any]]
 # An invalid graph raises; its error need not be printed too.
@@ -39,14 +40,14 @@ def outputs_of(model: ir.Model, feeds: Sequence[Feed]) -> list[Outputs]:
     """
     import onnxruntime
 
-    session = session_from_model(model)
+    session, weights = _session_and_weights(model)
     names = [output.name for output in session.get_outputs()]
-    wanted = [value.name for value in session.get_inputs()]
+    wanted = [value.name for value in session.get_inputs() if value.name not in weights]
     quiet = onnxruntime.RunOptions()
     quiet.log_severity_level = _FATAL
     return [
-        dict(zip(names, session.run(None, {n: feed[n] for n in wanted}, quiet), strict=True))
-        for feed in feeds
+        dict(zip(names, session.run(None, given, quiet), strict=True))
+        for given in ({**weights, **{name: feed[name] for name in wanted}} for feed in feeds)
     ]
 
 
@@ -93,44 +94,48 @@ def _finite(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.where(np.isfinite(array), array, 0)
 
 
-def session_from_model(model: ir.Model) -> Any:
-    """ONNX Runtime's session of a copy of the graph, adapted as said above, not optimized."""
+def _session_and_weights(model: ir.Model) -> tuple[Any, Outputs]:
+    """ONNX Runtime's session of a copy of the graph, adapted as said above, not optimized.
+
+    The large weights are inputs of that session, to be given in every run: what it has as
+    initializers it copies when it starts, and once more for its kernels.
+    """
     import onnxruntime
 
     copy = model.clone()
     ExpandAttentionMask().apply(copy)
     if has_half(copy):
         simulate_half(copy)
+    write_out_computed(copy)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = _FATAL
+    # Threads that wait by spinning take more time from others than these short runs save.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Nodes run in the graph's own order: what is computed from weights alone would otherwise come
+    # first, of all layers, and be in memory at once.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     weights = _taken_out(copy)
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-    options.add_external_initializers(list(weights), values)
     serialized = ir.to_proto(copy).SerializeToString()
-    return onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+    return session, weights
 
 
-def _taken_out(model: ir.Model) -> dict[str, npt.NDArray[Any]]:
-    """The large weights by name; the model keeps references, so that it is small to serialize."""
+def _taken_out(model: ir.Model) -> Outputs:
+    """The large weights by name, which become inputs of the model; it is small to serialize."""
     weights = {}
-    for name, value in model.graph.initializers.items():
-        array = constant(value)
-        if array is None:
+    for name, value in list(model.graph.initializers.items()):
+        tensor, array = value.const_value, constant(value)
+        if tensor is None or array is None:
             continue
         if array.nbytes < _LARGE or array.dtype.kind not in "fiu":
-            if isinstance(value.const_value, ir.ExternalTensor):
+            if isinstance(tensor, ir.ExternalTensor):
                 value.const_value = ir.Tensor(array, name=name)
             continue
-        array = np.ascontiguousarray(array)
-        weights[name] = array
-        assert value.const_value is not None
-        value.const_value = ir.ExternalTensor(
-            "handed over in memory",
-            offset=0,
-            length=array.nbytes,
-            dtype=value.const_value.dtype,
-            shape=ir.Shape(array.shape),
-            name=name,
-        )
+        weights[name] = np.ascontiguousarray(array)
+        set_type(value, tensor.dtype, ir.Shape(array.shape))
+        del model.graph.initializers[name]
+        value.const_value = None
+        if not value.is_graph_input():
+            model.graph.inputs.append(value)
     return weights

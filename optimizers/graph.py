@@ -31,8 +31,9 @@ def constant(value: ir.Value | None) -> npt.NDArray[Any] | None:
 
 def scalar(value: ir.Value | None) -> float | None:
     """The value as a number if it is a constant with one element."""
-    array = constant(value)
-    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+    if value is None or value.const_value is None or value.const_value.size != 1:
+        return None
+    return float(value.const_value.numpy().reshape(-1)[0])
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
@@ -87,16 +88,17 @@ def add_constant(model: ir.Model, name: str, array: npt.NDArray[Any]) -> ir.Valu
     existing = model.graph.initializers.get(name)
     if existing is not None and np.array_equal(np.asarray(constant(existing)), array):
         return existing
+    return add_weight(model, name, ir.tensor(array))
+
+
+def add_weight(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Register a tensor, as `tfc.optimizers.computed` gives it, as an initializer."""
     base, number = name, 1
     while name in model.graph.initializers:
         name, number = f"{base}_{number}", number + 1
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(array.shape),
-        const_value=tensor,
-    )
+    tensor.name = name
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     model.graph.register_initializer(value)
     return value
 

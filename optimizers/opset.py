@@ -8,7 +8,11 @@ ONNX's own version converter does the work. What it leaves behind is tidied:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import onnx
+import onnx.external_data_helper
 import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -29,7 +33,7 @@ def with_current_opset(model: onnx.ModelProto) -> ir.Model:
     version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if version < OPSET:
         try:
-            model = onnx.version_converter.convert_version(model, OPSET)
+            model = _converted(model)
         except Exception as error:  # the converter's C++ errors have no common root
             raise BadInput(
                 f"the graph is at opset {version} and cannot be converted to {OPSET} "
@@ -37,6 +41,35 @@ def with_current_opset(model: onnx.ModelProto) -> ir.Model:
                 fix="Export it again at opset 17 or newer",
             ) from error
     return ir.from_proto(model)
+
+
+def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model at opset 23. The converter would drop where weights are that it does not load."""
+    outside = [
+        w for w in model.graph.initializer if onnx.external_data_helper.uses_external_data(w)
+    ]
+    if not outside:
+        return onnx.version_converter.convert_version(model, OPSET)
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    names = {weight.name for weight in outside}
+    inside = [weight for weight in model.graph.initializer if weight.name not in names]
+    given = [value for value in model.graph.input if value.name not in names]
+    typed = [
+        onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims))
+        for weight in outside
+    ]
+    _replace(bare.graph.initializer, inside)
+    _replace(bare.graph.input, [*given, *typed])
+    converted = onnx.version_converter.convert_version(bare, OPSET)
+    _replace(converted.graph.input, given)
+    converted.graph.initializer.extend(outside)
+    return converted
+
+
+def _replace(field: Any, items: Sequence[Any]) -> None:
+    del field[:]
+    field.extend(items)
 
 
 class UnwrapSoftmax:

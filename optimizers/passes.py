@@ -73,6 +73,17 @@ class FusionPass:
         """The fusion's name."""
         return self.fusion.name
 
+    def nothing_to_do(self, model: ir.Model) -> PassResult | None:
+        """What `apply` would return of a graph in which nothing matches; None if a site does."""
+        refusals = []
+        for node in model.graph:
+            match = self.fusion.match(node) if node.op_type in self.fusion.anchors else None
+            if isinstance(match, Refusal):
+                refusals.append(match)
+            elif match is not None:
+                return None
+        return PassResult(0, tuple(refusals))
+
     def apply(self, model: ir.Model) -> PassResult:
         """Rewrite every site that matches; the nodes that nothing reads any more go."""
         changed = 0

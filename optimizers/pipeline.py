@@ -18,10 +18,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from tfc.errors import ContractNotReached, first_line
+from tfc.optimizers.computed import Deferred
 from tfc.optimizers.contract import LABELS, Count, counts, expected_sites, fused_sites
 from tfc.optimizers.executor import Feed, outputs_of, relative_difference
-from tfc.optimizers.passes import Pass, Refusal
+from tfc.optimizers.passes import FusionPass, Pass, Refusal
 from tfc.optimizers.stages import RAISING, Selection, stages_of
+from tfc.optimizers.stand_ins import Noise, stand_ins_of, with_real_weights
 
 # Fusions reorder fp32 sums: measured below 2e-6 of the output's scale. What changes the meaning
 # (a mask, a scale, an operand) is off by orders of magnitude more.
@@ -51,7 +53,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Report:
-    """What the pipeline did to a graph."""
+    """What the pipeline did to a graph; `stand_ins` are the bytes of weights that it did not see.
+
+    The passes were then judged on random weights in place of those (`tfc.optimizers.stand_ins`).
+    """
 
     target: str
     counts: dict[str, Count]
@@ -61,6 +66,7 @@ class Report:
     nodes_after: int
     tolerance: float = TOLERANCE
     probes: int = 0
+    stand_ins: int = 0
 
     @property
     def reverted(self) -> list[str]:
@@ -85,6 +91,7 @@ class Report:
             "nodes": {"before": self.nodes_before, "after": self.nodes_after},
             "tolerance": self.tolerance,
             "probes": self.probes,
+            **({"stand_in_bytes": self.stand_ins} if self.stand_ins else {}),
         }
 
 
@@ -95,6 +102,7 @@ class _Ledger:
     model: ir.Model
     feeds: Sequence[Feed]
     outputs: list[Any]
+    noise: Noise | None = None
     entries: list[Entry] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -113,7 +121,9 @@ def optimize(
     """Fuse and lower a graph for a target. The given model is not changed.
 
     Args:
-        model: an fp32 graph.
+        model: an fp32 graph. It may have stand-ins for large weights, from
+            `tfc.optimizers.stand_ins.with_stand_ins`; the graph that is returned has the weights
+            themselves, or says how they are computed.
         target: one of `TARGETS`.
         feeds: inputs on which every pass is judged; padding on both sides and holes in the mask
             should be among them.
@@ -128,7 +138,11 @@ def optimize(
         ContractNotReached: fewer sites were fused than the model has.
     """
     stages = stages_of(target, selection)
-    ledger = _Ledger(model.clone(), feeds, outputs_of(model, feeds))
+    outputs = outputs_of(model, feeds)
+    model = model.clone()
+    ShapeInferencePass()(model)
+    stand_ins = stand_ins_of(model)
+    ledger = _Ledger(model, feeds, outputs, stand_ins[0].noise if stand_ins else None)
     before = len(model.graph)
     total = sum(len(stage.passes) for stage in stages)
     done = 0
@@ -146,6 +160,7 @@ def optimize(
             found = fused_sites(ledger.model)
     on_pass("done", total, total)
     ShapeInferencePass()(ledger.model)
+    with_real_weights(ledger.model)
     report = Report(
         target=target,
         counts=counts(found, expected),
@@ -154,6 +169,7 @@ def optimize(
         nodes_before=before,
         nodes_after=len(ledger.model.graph),
         probes=len(feeds),
+        stand_ins=sum(each.nbytes for each in stand_ins),
     )
     if not allow_missed:
         _check(report)
@@ -162,7 +178,12 @@ def optimize(
 
 def _run(ledger: _Ledger, step: Pass) -> None:
     """Apply one pass to a copy, and keep the copy if its numbers hold."""
+    if isinstance(step, FusionPass) and (idle := step.nothing_to_do(ledger.model)) is not None:
+        ledger.refusals += idle.refusals
+        ledger.entries.append(Entry(step.name, 0, 0.0, reverted=False))
+        return
     candidate = ledger.model.clone()
+    reads = ledger.noise.reads if ledger.noise is not None else 0
     result = step.apply(candidate)
     _keep_output_names(candidate, ledger.model)
     ledger.refusals += result.refusals
@@ -170,6 +191,8 @@ def _run(ledger: _Ledger, step: Pass) -> None:
         ledger.entries.append(Entry(step.name, 0, 0.0, reverted=False))
         return
     try:
+        if ledger.noise is not None and ledger.noise.reads > reads:
+            _check_no_noise_in(candidate, ledger.model)
         outputs = outputs_of(candidate, ledger.feeds)
     except Exception as error:  # an invalid graph is reported as such, whatever the executor says
         reason = first_line(error)
@@ -180,6 +203,20 @@ def _run(ledger: _Ledger, step: Pass) -> None:
     ledger.entries.append(Entry(step.name, result.changed, difference, reverted=not holds))
     if holds:
         ledger.model, ledger.outputs = candidate, outputs
+
+
+def _check_no_noise_in(model: ir.Model, before: ir.Model) -> None:
+    """Raise if a pass that looked at stand-ins wrote floats, which may be what it saw there."""
+    known = {id(value.const_value) for value in before.graph.initializers.values()}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or id(tensor) in known or isinstance(tensor, Deferred):
+            continue
+        if tensor.dtype.is_floating_point():
+            raise ValueError(
+                f"it computed '{value.name}' after looking at weights that have stand-ins; "
+                "describe it with tfc.optimizers.computed"
+            )
 
 
 def _keep_output_names(model: ir.Model, original: ir.Model) -> None:

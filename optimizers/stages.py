@@ -21,6 +21,7 @@ from tfc.optimizers.lowering.pack_qkv import PackQKV
 from tfc.optimizers.lowering.skip_layer_norm import SkipLayerNorm
 from tfc.optimizers.lowering.standard_ops import InlineCanonicalOps
 from tfc.optimizers.lowering.sum_layer_norm import SumLayerNorm
+from tfc.optimizers.lowering.unread_positions import DropUnreadPositions
 from tfc.optimizers.merged_heads import SplitMergedHeads
 from tfc.optimizers.opset import UnwrapSoftmax
 from tfc.optimizers.passes import Fusion, FusionPass, Pass
@@ -55,18 +56,21 @@ RAISE: tuple[Pass, ...] = (
 # CUDA gets was not measured: no GPU was at hand.
 LOWER: Mapping[str, tuple[Pass, ...]] = {
     "onnxruntime": (
+        FusionPass(DropUnreadPositions()),
         FusionPass(FlatAttention()),
         FusionPass(SumLayerNorm()),
         ExpandAttentionMask(),
         InlineCanonicalOps(),
     ),
     "onnxruntime-cuda": (
+        FusionPass(DropUnreadPositions()),
         FusionPass(FlatAttention()),
         FusionPass(SkipLayerNorm()),
         ExpandAttentionMask(),
         InlineCanonicalOps(),
     ),
     "tensorrt": (
+        FusionPass(DropUnreadPositions()),
         FusionPass(GemmToMatMul()),
         FusionPass(FoldScale()),
         FusionPass(PackQKV()),

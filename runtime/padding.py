@@ -20,6 +20,14 @@ def padded_left(feed: Mapping[str, npt.NDArray[Any]]) -> Feed:
     return {name: np.take_along_axis(array, order, axis=1) for name, array in feed.items()}
 
 
+def padded_right(feed: Mapping[str, npt.NDArray[Any]]) -> Feed:
+    """A left-padded batch with each row rolled so that its padding comes last."""
+    mask = feed[MASK]
+    width = mask.shape[1]
+    order = (np.arange(width)[None, :] - mask.sum(axis=1)[:, None]) % width
+    return {name: np.take_along_axis(array, order, axis=1) for name, array in feed.items()}
+
+
 def with_holes(feed: Mapping[str, npt.NDArray[Any]]) -> Feed:
     """Every third token masked, the first of each row kept."""
     mask = feed[MASK].copy()

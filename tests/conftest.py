@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import functools
+import gc
+import importlib
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,6 +16,7 @@ from typing import Any
 
 import pytest
 from checkpoints import run_tfc, save_tiny_checkpoint
+from matrix import save_generator
 
 from tfc.artifact import MANIFEST, Artifact, new_manifest_files
 from tfc.manifest import (
@@ -124,6 +130,16 @@ def manifest(folder: Path) -> Manifest:
     )
 
 
+# Torch's exporter makes objects by the hundred thousand and little garbage: collecting as often
+# as Python does by default takes a tenth of an export's time.
+OBJECTS_BETWEEN_COLLECTIONS = 100_000
+
+
+def pytest_configure() -> None:
+    """Collect garbage less often."""
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS, *gc.get_threshold()[1:])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The demo first: it takes longest, and the other workers have something to do meanwhile."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/test_demo.py"))
@@ -146,20 +162,73 @@ def make_artifact(tmp_path: Path) -> Callable[..., Artifact]:
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _operators_listed_once() -> None:
+    """Torch's exporter makes the list of onnxscript's operators anew in every export (0.25 s)."""
+    with contextlib.suppress(ImportError, AttributeError):
+        module = importlib.import_module("onnxscript._framework_apis.torch_2_11")
+        module.get_torchlib_ops = functools.cache(module.get_torchlib_ops)
+
+
+Made = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Made:
+    """`made_once(name, make)` is a folder that `make(folder)` filled, once for all processes.
+
+    Do not change what is in it: copy it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = (root if worker_id == "master" else root.parent) / "made-once"
+    root.mkdir(exist_ok=True)
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, ready = root / name, root / f"{name}.ready"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not ready.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                ready.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(made_once: Made) -> Path:
     """A tiny random BERT classifier. Do not change it: copy it."""
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+    return made_once("tiny-checkpoint", save_tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
-def _tiny_artifact(tiny_checkpoint: Path) -> Path:
+def _tiny_artifact(tiny_checkpoint: Path, made_once: Made) -> Path:
     import tfc
 
-    folder = tiny_checkpoint.parent / "artifact"
-    artifact = tfc.export(tiny_checkpoint, folder).artifact
-    tfc.build_engine(artifact, backend="onnxruntime")
-    return folder
+    def make(folder: Path) -> None:
+        artifact = tfc.export(tiny_checkpoint, folder / "artifact").artifact
+        tfc.build_engine(artifact, backend="onnxruntime")
+
+    return made_once("tiny", make) / "artifact"
+
+
+@pytest.fixture(scope="session")
+def generator(made_once: Made) -> Callable[[str], Path]:
+    """`generator("gpt2")` is a folder with `checkpoint` and `artifact`, which has one engine.
+
+    Do not change what is in it: copy it.
+    """
+
+    def make(family: str, folder: Path) -> None:
+        import tfc
+
+        save_generator(folder / "checkpoint", family)
+        artifact = tfc.export(folder / "checkpoint", folder / "artifact").artifact
+        tfc.build_engine(artifact, backend="onnxruntime", allow_missed=True)
+
+    return lambda family: made_once(f"generator-{family}", functools.partial(make, family))
 
 
 @pytest.fixture

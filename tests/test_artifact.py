@@ -464,3 +464,13 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(NoSpace):
         write_atomically(path, b"new")
     assert content(tmp_path) == {"report.json": b"old"}
+
+
+@pytest.mark.ort
+def test_the_functions_take_a_path_too(tiny_artifact: Path) -> None:
+    """As README writes them: `tfc.verify("my-artifact")`."""
+    assert tfc.optimize(str(tiny_artifact), "onnxruntime").skipped
+    verdicts = tfc.verify(tiny_artifact).verdicts
+    assert [verdict.verdict for verdict in verdicts] == ["verified"]
+    with pytest.raises(BadArtifact, match="there is no such folder"):
+        tfc.build_engine("no-artifact")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from matrix import save_generator
 
 import tfc
+import tfc.exporter.generation.export as module
 from tfc.errors import BadInput, CheckFailed, UsageError
 
 pytestmark = pytest.mark.ort
@@ -31,19 +31,24 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`made("gpt2")` is a folder with `checkpoint` and `artifact`, which has one engine."""
+GRAPHS: dict[str, dict[str, ir.Model]] = {}
 
-    @functools.cache
-    def make(family: str) -> Path:
-        folder = tmp_path_factory.mktemp(family)
-        save_generator(folder / "checkpoint", family)
-        artifact = tfc.export(folder / "checkpoint", folder / "artifact").artifact
-        tfc.build_engine(artifact, backend="onnxruntime", allow_missed=True)
-        return folder
 
-    return make
+@pytest.fixture
+def exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's exporter sees each kind of model once; all that export does besides is done.
+
+    The checkpoints of a kind have the same weights, and graphs say nothing of how to generate.
+    """
+    original = module.graphs_from_model
+
+    def graphs_from_model(model: Any) -> dict[str, ir.Model]:
+        kind = type(model).__name__
+        if kind not in GRAPHS:
+            GRAPHS[kind] = original(model)
+        return {name: graph.clone() for name, graph in GRAPHS[kind].items()}
+
+    monkeypatch.setattr(module, "graphs_from_model", graphs_from_model)
 
 
 def said_by_transformers(folder: Path, text: str, settings: dict[str, Any]) -> list[str]:
@@ -65,9 +70,9 @@ def said_by_transformers(folder: Path, text: str, settings: dict[str, Any]) -> l
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "t5", "bart"])
 def test_a_batch_says_what_transformers_says_of_each_text(
-    made: Callable[[str], Path], family: str
+    generator: Callable[[str], Path], family: str
 ) -> None:
-    folder = made(family)
+    folder = generator(family)
     with tfc.Session.load(folder / "artifact") as session:
         for settings in SETTINGS:
             for text, found in zip(TEXTS, session.predict(TEXTS, **settings), strict=True):
@@ -76,11 +81,11 @@ def test_a_batch_says_what_transformers_says_of_each_text(
                 assert found["text"] == expected[0]
 
 
-def test_a_recording_is_transcribed_as_by_transformers(made: Callable[[str], Path]) -> None:
+def test_a_recording_is_transcribed_as_by_transformers(generator: Callable[[str], Path]) -> None:
     import torch
     import transformers
 
-    folder = made("whisper")
+    folder = generator("whisper")
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder / "checkpoint")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "checkpoint")
     extract = transformers.WhisperFeatureExtractor.from_pretrained(folder / "checkpoint")
@@ -124,6 +129,7 @@ TABLES = {
         ({"forced_decoder_ids": [[1, None], [2, 301]]}, {}),
     ],
 )
+@pytest.mark.usefixtures("exported_once")
 def test_a_transcript_begins_as_whispers_own(
     tmp_path: Path, config: dict[str, Any], options: dict[str, str]
 ) -> None:
@@ -153,17 +159,17 @@ def test_a_transcript_begins_as_whispers_own(
     assert [prediction["text"] for prediction in found] == expected
 
 
-def test_a_draw_depends_on_the_seed_and_the_text_alone(made: Callable[[str], Path]) -> None:
+def test_a_draw_depends_on_the_seed_and_the_text_alone(generator: Callable[[str], Path]) -> None:
     options = {"max_new_tokens": 5, "do_sample": True, "top_k": 0, "seed": 7}
-    with tfc.Session.load(made("gpt2") / "artifact") as session:
+    with tfc.Session.load(generator("gpt2") / "artifact") as session:
         together = session.predict(TEXTS, **options)
         backwards = session.predict(TEXTS[::-1], batch_size=1, **options)
         assert together == backwards[::-1]
         assert together != session.predict(TEXTS, **{**options, "seed": 8})
 
 
-def test_what_has_no_room_concerns_its_text_only(made: Callable[[str], Path]) -> None:
-    with tfc.Session.load(made("gpt2") / "artifact") as session:
+def test_what_has_no_room_concerns_its_text_only(generator: Callable[[str], Path]) -> None:
+    with tfc.Session.load(generator("gpt2") / "artifact") as session:
         long = "word " * 45
         good, bad = session.outcomes(["hello", long], max_new_tokens=4)
         assert good.prediction["text"]
@@ -177,9 +183,9 @@ def test_what_has_no_room_concerns_its_text_only(made: Callable[[str], Path]) ->
 
 
 def test_a_job_generates(
-    made: Callable[[str], Path], tmp_path: Path, cli: Callable[..., Any]
+    generator: Callable[[str], Path], tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
-    folder = made("t5")
+    folder = generator("t5")
     rows = [json.dumps({"id": i, "text": text}) for i, text in enumerate(TEXTS)]
     (tmp_path / "in.jsonl").write_text("\n".join(rows), encoding="utf-8")
     arguments = ["--set", "max_new_tokens=4", "--set", "num_beams=2"]
@@ -192,11 +198,13 @@ def test_a_job_generates(
     assert [row["id"] for row in found] == [0, 1, 2, 3]
 
 
-def test_a_wrong_decoder_fails_verification(made: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_wrong_decoder_fails_verification(
+    generator: Callable[[str], Path], tmp_path: Path
+) -> None:
     """The cache's second layer is given back as the first: one step later the scores differ."""
     import shutil
 
-    folder = Path(shutil.copytree(made("llama"), tmp_path / "llama"))
+    folder = Path(shutil.copytree(generator("llama"), tmp_path / "llama"))
     artifact = tfc.Artifact.open(folder / "artifact")
     file = artifact.manifest.engines["onnxruntime-fp32"].files["decoder"]
     model = ir.load(artifact.file(file))
@@ -214,11 +222,11 @@ def test_a_wrong_decoder_fails_verification(made: Callable[[str], Path], tmp_pat
 
 
 def test_half_weights_and_the_command_line(
-    made: Callable[[str], Path], tmp_path: Path, cli: Callable[..., Any]
+    generator: Callable[[str], Path], tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
     import shutil
 
-    folder = Path(shutil.copytree(made("bart") / "artifact", tmp_path / "a"))
+    folder = Path(shutil.copytree(generator("bart") / "artifact", tmp_path / "a"))
     for command in (
         ["build-engine", folder, "--fp16", "--backend", "onnxruntime"],
         ["verify", folder, "--engine", "onnxruntime-fp16"],
@@ -238,11 +246,10 @@ def test_half_weights_and_the_command_line(
         ("bart", "decoder", "model.decoder.layers.0.fc1.bias"),
     ],
 )
+@pytest.mark.usefixtures("exported_once")
 def test_a_wrong_graph_leaves_evidence_that_names_its_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, graph: str, weight: str
 ) -> None:
-    import tfc.exporter.generation.export as module
-
     original = module.graphs_from_model
 
     def sabotaged(model: Any) -> dict[str, ir.Model]:

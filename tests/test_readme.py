@@ -8,12 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from matrix import save_generator
-
-import tfc
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,12 +20,10 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
-def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+def folder(tiny_checkpoint: Path, generator: Callable[[str], Path], tmp_path: Path) -> Path:
     """The files that the README talks about, with a tiny model."""
     shutil.copytree(tiny_checkpoint, tmp_path / "my-checkpoint")
-    save_generator(tmp_path / "translator", "bart")
-    translator = tfc.export(tmp_path / "translator", tmp_path / "my-translator").artifact
-    tfc.build_engine(translator, backend="onnxruntime")
+    shutil.copytree(generator("bart") / "artifact", tmp_path / "my-translator")
     texts = ["Where is my parcel?", "I want my money back", "¡Hola!"]
     rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     (tmp_path / "tickets.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -40,7 +36,7 @@ def test_the_commands_run_in_their_order(folder: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
     shown = dict(re.findall(r"^\$ (tfc .+)\n((?:(?!\$|```).+\n)*)", README, re.MULTILINE))
-    assert CONSOLE[:3] == [line for line in shown if shown[line]]
+    assert CONSOLE[:3] == [line for line in shown if shown[line]][:3]
     for command in CONSOLE:
         done = subprocess.run(
             [sys.executable, "-m", *command.split()],

@@ -12,10 +12,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from tfc.optimizers.graph import add_constant, insert_before, nodes_of
+from tfc.optimizers.graph import add_constant, insert_before, known_shape, nodes_of
 from tfc.optimizers.passes import PassResult
 
 _MASK = 3
+_SEQUENCE_OF_HEADS = 2  # of [batch, heads, sequence, head_dim]; flat inputs have no heads
 
 
 class ExpandAttentionMask:
@@ -29,7 +30,7 @@ class ExpandAttentionMask:
         changed = 0
         for node in nodes_of(model, "Attention"):
             mask = node.inputs[_MASK] if len(node.inputs) > _MASK else None
-            if mask is None or not _query_axis_is_one(mask):
+            if mask is None or not _query_axis_is_one(mask) or _has_one_query(node):
                 continue
             if mask not in expanded:
                 expanded[mask] = _expand(model, node, mask)
@@ -40,6 +41,13 @@ class ExpandAttentionMask:
 
 def _query_axis_is_one(mask: ir.Value) -> bool:
     return mask.shape is not None and len(mask.shape) == 4 and mask.shape[2] == 1
+
+
+def _has_one_query(node: ir.Node) -> bool:
+    """Whether the mask has all its rows already."""
+    shape = known_shape(node.inputs[0]) or ()
+    flat = "q_num_heads" in node.attributes
+    return len(shape) > _SEQUENCE_OF_HEADS - flat and shape[_SEQUENCE_OF_HEADS - flat] == 1
 
 
 def _expand(model: ir.Model, anchor: ir.Node, mask: ir.Value) -> ir.Value:

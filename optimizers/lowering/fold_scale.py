@@ -20,18 +20,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from tfc.optimizers.graph import (
-    add_constant,
-    attribute,
-    constant,
-    is_op,
-    only_user,
-    replace_value,
-    scalar,
-)
+from tfc.optimizers.computed import computed
+from tfc.optimizers.graph import add_weight, attribute, is_op, only_user, replace_value, scalar
 from tfc.optimizers.lowering.heads import Projection, heads_of, projection_of
 from tfc.optimizers.passes import Refusal, refusal
 
@@ -113,10 +105,7 @@ def _read_once(value: ir.Value | None, layer: Projection) -> bool:
 
 
 def _scale(model: ir.Model, node: ir.Node, value: ir.Value, factor: float) -> None:
-    array = constant(value)
-    assert array is not None
-    scaled = add_constant(
-        model, f"{value.name}.scaled", (array.astype(np.float64) * factor).astype(array.dtype)
-    )
+    assert value.const_value is not None
+    scaled = computed("Mul", [value.const_value], factor=factor)
     index = next(i for i, operand in enumerate(node.inputs) if operand is value)
-    node.replace_input_with(index, scaled)
+    node.replace_input_with(index, add_weight(model, f"{value.name}.scaled", scaled))

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
+from tfc.optimizers.computed import computed
 from tfc.optimizers.graph import (
-    add_constant,
+    add_weight,
     attribute,
-    constant,
     insert_before,
     is_op,
     known_shape,
@@ -53,7 +52,7 @@ class GemmToMatMul:
 
     def match(self, node: ir.Node) -> Match | Refusal | None:
         """Whether the product stands between the two reshapes."""
-        if any(constant(value) is None for value in node.inputs[1:]):
+        if any(v is None or v.const_value is None for v in node.inputs[1:]):
             return refusal(KIND, node, "its weight or bias is not constant")
         factors = [attribute(node, name, 1.0) for name in ("alpha", "beta")]
         if factors != [1.0, 1.0] or attribute(node, "transA", 0):
@@ -77,9 +76,9 @@ class GemmToMatMul:
         weight = gemm.inputs[1]
         assert weight is not None
         if attribute(gemm, "transB", 0):
-            array = constant(weight)
-            assert array is not None
-            weight = add_constant(model, f"{weight.name}.transposed", np.ascontiguousarray(array.T))
+            assert weight.const_value is not None
+            turned = computed("Transpose", [weight.const_value], perm=[1, 0])
+            weight = add_weight(model, f"{weight.name}.transposed", turned)
         new = [ir.node("MatMul", [match.x, weight], name=gemm.name)]
         if len(gemm.inputs) > _BIAS and gemm.inputs[_BIAS] is not None:
             new.append(ir.node("Add", [new[-1].outputs[0], gemm.inputs[_BIAS]]))

@@ -95,10 +95,11 @@ def projection_of(value: ir.Value) -> Projection | str:
     if node is None or not is_op(node, "MatMul"):
         return "it is not the result of a MatMul"
     x, weight = node.inputs
-    array = constant(weight)
-    if array is None or array.ndim != 2 or x is None or weight is None:
+    # A weight is not looked into here: it may be too large to be in memory.
+    tensor = weight.const_value if weight is not None else None
+    if tensor is None or len(tensor.shape) != 2 or x is None or weight is None:
         return "its weight is not a constant matrix"
     bias_array = constant(bias)
-    if bias_array is not None and bias_array.shape != (array.shape[1],):
+    if bias_array is not None and bias_array.shape != (tensor.shape[1],):
         return f"its bias has shape {list(bias_array.shape)}"
     return Projection(x, weight, bias, node, addition)

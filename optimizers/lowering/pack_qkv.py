@@ -28,18 +28,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from tfc.optimizers.graph import add_constant, constant, insert_before, is_op, replace_value
+from tfc.optimizers.computed import computed
+from tfc.optimizers.graph import add_constant, add_weight, insert_before, is_op, replace_value
 from tfc.optimizers.lowering.heads import TO_HEADS, Projection
 from tfc.optimizers.lowering.projected_heads import Heads, ProjectedHeads, projected_heads_of
 from tfc.optimizers.passes import Refusal, refusal
-
-Array = npt.NDArray[Any]
 
 KIND = "qkv"
 
@@ -81,10 +79,10 @@ class PackQKV:
         first, parts = match.first, match.parts
         heads_first = all(part.found.heads_first for part in parts)
         biased = any(each.layer.bias is not None for each in match.projections)
-        weight = add_constant(model, f"{first.name}.packed.weight", _packed(match, _weight))
+        weight = add_weight(model, f"{first.name}.packed.weight", _packed(match, _weight))
         new = [ir.node("MatMul", [match.projections[0].layer.x, weight])]
         if biased or not heads_first:
-            bias = add_constant(model, f"{first.name}.packed.bias", _packed(match, _bias))
+            bias = add_weight(model, f"{first.name}.packed.bias", _packed(match, _bias))
             new.append(ir.node("Add", [new[-1].outputs[0], bias]))
         counts = [part.count for part in parts]
         shape = np.array([0, 0, sum(counts), parts[0].head_dim], np.int64)
@@ -121,22 +119,30 @@ def _transposed(first: ir.Node, heads: ir.Value) -> ir.Value:
     return transpose.outputs[0]
 
 
-def _packed(match: Match, of: Callable[[Projection], Array]) -> Array:
+def _packed(match: Match, of: Callable[[Projection], ir.TensorProtocol]) -> ir.TensorProtocol:
     """The weights, or the biases, of all heads side by side."""
     chosen = [
-        of(each.layer)[..., part.found.columns.reshape(-1)]
+        _columns(of(each.layer), part.found.columns.reshape(-1))
         for each in match.projections
         for part in each.parts
     ]
-    return np.concatenate(chosen, axis=-1)
+    return computed("Concat", chosen, axis=-1)
 
 
-def _weight(layer: Projection) -> Array:
-    array = constant(layer.weight)
-    assert array is not None
-    return array
+def _columns(tensor: ir.TensorProtocol, places: npt.NDArray[np.int64]) -> ir.TensorProtocol:
+    """The columns at these places, in their order; the tensor itself if those are all, in order."""
+    if np.array_equal(places, np.arange(int(tensor.shape.numpy()[-1]))):
+        return tensor
+    return computed("Gather", [tensor, ir.tensor(places)], axis=-1)
 
 
-def _bias(layer: Projection) -> Array:
-    array, weight = constant(layer.bias), _weight(layer)
-    return np.zeros(weight.shape[1], weight.dtype) if array is None else array
+def _weight(layer: Projection) -> ir.TensorProtocol:
+    assert layer.weight.const_value is not None
+    return layer.weight.const_value
+
+
+def _bias(layer: Projection) -> ir.TensorProtocol:
+    if layer.bias is not None and layer.bias.const_value is not None:
+        return layer.bias.const_value
+    weight = _weight(layer)
+    return ir.tensor(np.zeros(int(weight.shape.numpy()[-1]), weight.dtype.numpy()))

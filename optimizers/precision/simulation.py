@@ -7,10 +7,10 @@ an overflow does not show. Here each half-precision value is kept in fp32 and go
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
-from tfc.optimizers.graph import constant, set_type
+from tfc.optimizers.graph import set_type
+from tfc.optimizers.stand_ins import in_fp32
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -23,14 +23,29 @@ def has_half(model: ir.Model) -> bool:
 def simulate_half(model: ir.Model) -> None:
     """Rewrite the model in place."""
     for value in model.graph.initializers.values():
-        array = constant(value)
-        if array is not None and array.dtype == np.float16:
-            value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == _HALF:
+            value.const_value = in_fp32(tensor)
             set_type(value, _FLOAT, value.shape)
-    for node in list(model.graph):
+    nodes = list(model.graph)
+    for value in model.graph.inputs:
+        if value.dtype == _HALF:
+            _widen(nodes[0], value)
+    for node in nodes:
         for value in node.outputs:
             if value.dtype == _HALF:
                 _round(node, value)
+
+
+def _widen(first: ir.Node, value: ir.Value) -> None:
+    """Let the readers of an input read it in fp32."""
+    uses = list(value.uses())
+    cast = ir.node("Cast", [value], {"to": _FLOAT})
+    set_type(cast.outputs[0], _FLOAT, value.shape)
+    assert first.graph is not None
+    first.graph.insert_before(first, [cast])
+    for use in uses:
+        use.node.replace_input_with(use.idx, cast.outputs[0])
 
 
 def _round(node: ir.Node, value: ir.Value) -> None:

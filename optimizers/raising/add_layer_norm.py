@@ -96,7 +96,7 @@ class AddLayerNorm:
             attributes,
             domain=DOMAIN,
             num_outputs=2,
-            name=f"{match.norm.name}_add",
+            name=f"{match.norm.name}_add" if match.norm.name else None,
         )
         insert_before(match.norm, [fused])
         replace_value(match.norm.outputs[0], fused.outputs[0])

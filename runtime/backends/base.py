@@ -85,12 +85,42 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class KernelTensor:
+    """A tensor that a kernel reads or writes.
+
+    `datatype` is TensorRT's word for it (`Half`, `Float`, `Int64`, …). `dims` holds -1 for a
+    dynamic axis; it is None where the shape is not told.
+    """
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Kernel:
-    """One compiled kernel: its name, its layer type, and the data types that it computes in."""
+    """One compiled kernel.
+
+    Attributes:
+        name: as the compiler calls it.
+        type: the type of its layer: `kgen` (generated), `gemm`, `wait`, …
+        reads: the tensors that it computes from, without constants.
+        writes: the tensors that it gives.
+        constants: weights and the like.
+        nodes: the names of the ONNX nodes that it was made from; empty where that is not told.
+    """
 
     name: str
     type: str
-    datatypes: tuple[str, ...] = ()
+    reads: tuple[KernelTensor, ...] = ()
+    writes: tuple[KernelTensor, ...] = ()
+    constants: tuple[KernelTensor, ...] = ()
+    nodes: tuple[str, ...] = ()
+
+    @property
+    def datatypes(self) -> tuple[str, ...]:
+        """The data types of what it reads and writes, each once, in order of their names."""
+        return tuple(sorted({tensor.datatype for tensor in (*self.reads, *self.writes)}))
 
 
 @dataclass(frozen=True)

@@ -1,54 +1,25 @@
-"""What TensorRT compiled: the kernels of an engine, and an audit of how well they are fused.
+"""What TensorRT compiled: an audit of how well the kernels of an engine are fused.
 
-The kernels are read from the builder's verbose log (no GPU needed) or from the engine inspector
-(a GPU is needed). Both name a kernel that TensorRT's compiler generated after the operations in
-it, in order: ``__myl_AddAddCastMeanSubMulMeanAddSqrtDivMulCastMulAdd_myl0_18`` is a bias add, a
-residual add and a LayerNormalization in one. Recent versions cut an operation's name to four
-letters, older ones to three; the rules here compare three.
+TensorRT names a kernel that its compiler generated after the operations in it, in order:
+``__myl_AddAddCastMeanSubMulMeanAddSqrtDivMulCastMulAdd_myl0_18`` is a bias add, a residual add
+and a LayerNormalization in one. Recent versions cut an operation's name to four letters, older
+ones to three; the rules here compare three.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tfc.runtime.backends.base import Kernel
 
 # Entries of a plan that launch no kernel of the model: they size buffers, move scalars, and
 # order streams.
 BOOKKEEPING = frozenset({"shape_call", "copy", "signal", "wait"})
-
-# TensorRT's names for data types, as its tensors and as its formats spell them.
-_DATATYPES = {
-    "Half": "Half",
-    "FP16": "Half",
-    "Float": "Float",
-    "FP32": "Float",
-    "BFloat16": "BFloat16",
-    "BF16": "BFloat16",
-    "Int8": "Int8",
-    "INT8": "Int8",
-    "FP8": "FP8",
-    "Int32": "Int32",
-    "INT32": "Int32",
-    "Int64": "Int64",
-    "INT64": "Int64",
-    "Bool": "Bool",
-    "BOOL": "Bool",
-    "UInt8": "UInt8",
-    "UINT8": "UInt8",
-}
 FLOATING = frozenset({"Half", "Float", "BFloat16", "FP8", "Int8"})  # Int8: quantised activations
 
-_LOG_LINE = re.compile(
-    r"^\s*Name: (?P<name>.*?), LayerType: (?P<type>[^,]*), Inputs: \[(?P<inputs>.*?)\]"
-    r"(?:, Constants: \[.*?\])?, Outputs: \[(?P<outputs>.*?)\], TacticName: "
-)
-_LOG_DATATYPE = re.compile(r"Datatype: ([^,}]+)")
 _GENERATED = re.compile(r"^__my[el]_(?:bb\d+_\d+_)?(?P<operations>[A-Za-z0-9]+?)(?:_my[el]\d+.*)?$")
 _OPERATION = re.compile(r"[A-Z][a-z0-9]*")
 # A kernel of the compiler's own, not a GEMM of the model whose ONNX name happens to hold "mha".
@@ -57,15 +28,6 @@ _ATTENTION = re.compile(r"(?:^|_|\d)(?:gem[mv]_mha|fused_mha|fmha)(?:_|\d|$)", r
 _LAYERNORM = ("Mea", "Sub", "Mul", "Mea", "Add", "Sqr", "Div")
 _LAYERNORM_STATISTICS = ("Mea", "Sub", "Mul", "Mea")
 _RMSNORM = ("Mul", "Mea", "Add", "Sqr", "Div")
-
-
-@dataclass(frozen=True)
-class CompiledKernel(Kernel):
-    """A kernel with the number of activations it reads (inputs that are neither integers nor
-    constants): two of them tell a residual add from the add of a bias.
-    """
-
-    activations: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,28 +69,8 @@ class Audit:
     datatypes: Mapping[str, int]
 
 
-def kernels_from_log(messages: Iterable[str]) -> tuple[CompiledKernel, ...]:
-    """The kernels that the builder lists at the end of its verbose log, in order of execution.
-
-    A message may hold several lines. Empty where the log holds no such list (the profiling
-    verbosity was not DETAILED).
-    """
-    lines = (line for message in messages for line in message.splitlines())
-    return tuple(_kernel_of_match(match) for line in lines if (match := _LOG_LINE.match(line)))
-
-
-def kernels_from_inspector(json_text: str) -> tuple[CompiledKernel, ...]:
-    """The kernels in the engine inspector's JSON; empty where it holds names only."""
-    layers = json.loads(json_text).get("Layers", [])
-    return tuple(_kernel_of_layer(layer) for layer in layers if isinstance(layer, dict))
-
-
 def audit_of_kernels(kernels: Sequence[Kernel]) -> Audit:
-    """Count the kernels by what is fused in them.
-
-    A plain `Kernel`, which does not say how many activations it reads, is judged by its name
-    alone: an add before a normalization then counts as a residual add.
-    """
+    """Count the kernels by what is fused in them."""
     working = [kernel for kernel in kernels if kernel.type not in BOOKKEEPING]
     kinds = Counter(kind for kernel in working for kind in _kinds(kernel))
     datatypes = Counter(name for kernel in working for name in kernel.datatypes)
@@ -148,42 +90,26 @@ def audit_of_kernels(kernels: Sequence[Kernel]) -> Audit:
     )
 
 
-def _kernel_of_match(match: re.Match[str]) -> CompiledKernel:
-    inputs, outputs = (_LOG_DATATYPE.findall(match[side]) for side in ("inputs", "outputs"))
-    return _kernel(match["name"], match["type"], inputs, outputs)
+def is_fused_attention(kernel: Kernel) -> bool:
+    """Whether a whole attention is in this kernel."""
+    return kernel.type != "gemm" and bool(_ATTENTION.search(kernel.name))
 
 
-def _kernel_of_layer(layer: Mapping[str, Any]) -> CompiledKernel:
-    inputs, outputs = (
-        [tensor.get("Datatype") or tensor.get("Format/Datatype", "") for tensor in layer[side]]
-        for side in ("Inputs", "Outputs")
+def is_gemm(kernel: Kernel) -> bool:
+    """Whether a matrix product is in this kernel, alone or with what was fused to it."""
+    return kernel.type == "gemm" or (
+        not is_fused_attention(kernel) and "Fc" in operations_of(kernel.name)
     )
-    return _kernel(layer["Name"], layer["LayerType"], inputs, outputs)
-
-
-def _kernel(name: str, type_: str, inputs: list[str], outputs: list[str]) -> CompiledKernel:
-    read, written = [_datatype(text) for text in inputs], [_datatype(text) for text in outputs]
-    return CompiledKernel(
-        name=name,
-        type=type_,
-        datatypes=tuple(sorted(set(read + written))),
-        activations=sum(datatype in FLOATING for datatype in read),
-    )
-
-
-def _datatype(text: str) -> str:
-    """``Half`` from ``Half`` and from ``Row major linear FP16 format``; else the text itself."""
-    return next((_DATATYPES[word] for word in text.split() if word in _DATATYPES), text.strip())
 
 
 def _kinds(kernel: Kernel) -> Iterable[str]:
     if kernel.type == "gemm":
         return ["gemm"]
-    if _ATTENTION.search(kernel.name):
+    if is_fused_attention(kernel):
         return ["fused_attention"]
-    operations = _operations(kernel.name)
+    operations = operations_of(kernel.name)
     if "Fc" in operations:
-        residual = "Add" in operations and _activations(kernel, least=1) > 1
+        residual = "Add" in operations and _activations(kernel) > 1
         return ["gemm", "gemm_residual_add"] if residual else ["gemm"]
     return _norm_kinds(kernel, operations)
 
@@ -197,7 +123,7 @@ def _norm_kinds(kernel: Kernel, operations: tuple[str, ...]) -> Iterable[str]:
         before = operations[:start]
         if "Gat" in before:
             return ["embedding_norm"]
-        residual = "Add" in before and _activations(kernel, least=2) > 1
+        residual = "Add" in before and _activations(kernel) > 1
         return [f"fused_add_{norm}"] if residual else [norm]
     return _split_norm_kinds(kernel, operations)
 
@@ -207,16 +133,16 @@ def _split_norm_kinds(kernel: Kernel, operations: tuple[str, ...]) -> Iterable[s
     if start is None or operations[-1] != _LAYERNORM_STATISTICS[-1]:
         return []
     before = operations[:start]
-    residual = "Add" in before and "Gat" not in before and _activations(kernel, least=2) > 1
+    residual = "Add" in before and "Gat" not in before and _activations(kernel) > 1
     return ["split_add_layernorm"] if residual else []
 
 
-def _activations(kernel: Kernel, *, least: int) -> int:
-    """The activations that the kernel reads, or `least` where it does not say."""
-    return kernel.activations if isinstance(kernel, CompiledKernel) else least
+def _activations(kernel: Kernel) -> int:
+    """How many activations it reads: two of them tell a residual add from the add of a bias."""
+    return sum(tensor.datatype in FLOATING for tensor in kernel.reads)
 
 
-def _operations(name: str) -> tuple[str, ...]:
+def operations_of(name: str) -> tuple[str, ...]:
     """The operations in a generated kernel, three letters each: ``Add``, ``Cas``, ``Mea``, …"""
     match = _GENERATED.match(name)
     if match is None:

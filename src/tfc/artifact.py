@@ -65,6 +65,11 @@ class Artifact:
         self._checked: set[str] = set()
 
     @classmethod
+    def of(cls, given: Artifact | str | Path) -> Artifact:
+        """An artifact as it is, or the one at a path; raises what `open` raises."""
+        return given if isinstance(given, Artifact) else cls.open(given)
+
+    @classmethod
     def open(cls, path: str | Path) -> Artifact:
         """Open the artifact at `path`.
 

@@ -50,7 +50,7 @@ def manifest_from_json(text: str, where: str) -> Manifest:
             fix="Export the checkpoint again with: tfc export --overwrite",
         )
     try:
-        manifest: Manifest = _decode(Manifest, data, "manifest")
+        manifest: Manifest = decode(Manifest, data, "manifest")
     except (TypeError, KeyError, ValueError) as error:
         raise BadArtifact(
             f"the manifest does not follow its schema ({error})",
@@ -86,7 +86,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _decode(kind: Any, value: Any, path: str) -> Any:
+def decode(kind: Any, value: Any, path: str) -> Any:
     """`value` (parsed JSON) as `kind`; raises TypeError naming `path` where it does not fit."""
     if kind is Any:
         return value
@@ -98,11 +98,11 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
     if origin is list:
         _expect(value, list, path)
         (item,) = typing.get_args(kind)
-        return [_decode(item, v, f"{path}[{i}]") for i, v in enumerate(value)]
+        return [decode(item, v, f"{path}[{i}]") for i, v in enumerate(value)]
     if origin is dict:
         _expect(value, dict, path)
         _, item = typing.get_args(kind)
-        return {str(k): _decode(item, v, f"{path}.{k}") for k, v in value.items()}
+        return {str(k): decode(item, v, f"{path}.{k}") for k, v in value.items()}
     if kind is float and type(value) is int:
         return float(value)
     _expect(value, kind, path)
@@ -119,7 +119,7 @@ def _decode_dataclass(kind: type, value: Any, path: str) -> Any:
     fields = {}
     for name, spec in known.items():
         if name in value:
-            fields[name] = _decode(hints[name], value[name], f"{path}.{name}")
+            fields[name] = decode(hints[name], value[name], f"{path}.{name}")
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise TypeError(f"{path} lacks the field '{name}'")
     return kind(**fields)
@@ -132,7 +132,7 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
         if kind is type(None):
             continue
         try:
-            return _decode(kind, value, path)
+            return decode(kind, value, path)
         except TypeError:
             continue
     raise TypeError(f"{path} is {type(value).__name__}")

@@ -1,7 +1,7 @@
 """Reading the compiled kernels, and counting what is fused in them.
 
 The logs in `tests/data/tensorrt_logs` are what TensorRT-RTX 1.7.1 printed for real graphs; the
-names, shapes and formats of the tensors were cut out of them.
+names, shapes and formats of the tensors were cut out of them, but for those called `whole`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tfc.runtime.backends.base import Kernel
-from tfc.runtime.backends.kernels import (
-    Audit,
-    CompiledKernel,
-    audit_of_kernels,
-    kernels_from_inspector,
-    kernels_from_log,
-)
+from tfc.runtime.backends.base import Kernel, KernelTensor
+from tfc.runtime.backends.kernel_log import kernels_from_inspector, kernels_from_log
+from tfc.runtime.backends.kernels import Audit, audit_of_kernels
 
 LOGS = Path(__file__).parent.parent / "data" / "tensorrt_logs"
 NOTHING = Audit(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {})
@@ -47,8 +42,9 @@ def audit_of_log(name: str) -> Audit:
     return audit_of_kernels(kernels_from_log([(LOGS / f"{name}.log").read_text()]))
 
 
-def generated(operations: str, activations: int, type_: str = "kgen") -> CompiledKernel:
-    return CompiledKernel(f"__myl_{operations}_myl0_3", type_, ("Half",), activations)
+def generated(operations: str, activations: int) -> Kernel:
+    reads = tuple(KernelTensor(f"x{i}", "Half") for i in range(activations))
+    return Kernel(f"__myl_{operations}_myl0_3", "kgen", reads)
 
 
 def kinds_of(kernel: Kernel) -> dict[str, int]:
@@ -59,13 +55,24 @@ def kinds_of(kernel: Kernel) -> dict[str, int]:
 
 def test_a_whole_line_of_the_log() -> None:
     assert kernels_from_log([f"Layers:\n{ADD_LAYERNORM}\n\nI/O Tensors:\n{BINDING}"]) == (
-        CompiledKernel(
+        Kernel(
             name="__myl_ReshAddAddCastMeanSubMulMeanAddSqrtDivMulCastMulAdd_myl0_15",
             type="kgen",
-            datatypes=("Half",),
-            activations=2,
+            reads=(
+                KernelTensor("__myln_k_arg__bb13964_41_myl0", "Half", (-1, 64)),
+                KernelTensor("x", "Half", (-1, -1, 64)),
+            ),
+            writes=(KernelTensor("__myln_k_arg__bb13964_42_myl0", "Half", (-1, 64)),),
+            constants=(KernelTensor("__mye13614_reshape_myl0", "Float", (1, 64)),),
+            nodes=("Add_15", "LayerNormalization_16"),
         ),
     )
+
+
+def test_names_of_nodes_may_hold_brackets() -> None:
+    line = ADD_LAYERNORM.replace("Add_15]", "a[0]/Add][ONNX Layer: b]")
+    (kernel,) = kernels_from_log([line])
+    assert kernel.nodes == ("a[0]/Add", "b", "LayerNormalization_16")
 
 
 def test_a_log_without_layers_gives_no_kernels() -> None:
@@ -183,12 +190,7 @@ def test_a_generated_kernel_is_judged_by_its_operations(
 def test_other_kernels_are_judged_by_name_and_type(
     name: str, type_: str, expected: dict[str, int]
 ) -> None:
-    assert kinds_of(CompiledKernel(name, type_)) == expected
-
-
-def test_a_plain_kernel_is_judged_by_its_name_alone() -> None:
-    assert kinds_of(Kernel(f"__myl_Add{NORM}_myl0_1", "kgen")) == {"fused_add_layernorm": 1}
-    assert kinds_of(Kernel("__myl_FcAddAdd_myl0_1", "kgen")) == {"gemm": 1}
+    assert kinds_of(Kernel(name, type_)) == expected
 
 
 def test_no_kernels() -> None:
@@ -208,13 +210,16 @@ def test_the_inspector_of_each_version(key: str, half: str) -> None:
     layer = {
         "Name": f"__myl_AddAdd{NORM}_myl0_18",
         "LayerType": "kgen",
-        "Inputs": [{"Name": "a", key: half}, {"Name": "b", key: half}],
+        "Inputs": [{"Name": "a", "Dimensions": [-1, 64], key: half}],
         "Outputs": [{"Name": "c", key: "Int8"}],
         "TacticName": "",
+        "Metadata": "[ONNX Layer: add]\x1e[ONNX Layer: norm]",
     }
-    assert kernels_from_inspector(json.dumps({"Layers": [layer]})) == (
-        CompiledKernel(f"__myl_AddAdd{NORM}_myl0_18", "kgen", ("Half", "Int8"), 2),
-    )
+    (kernel,) = kernels_from_inspector(json.dumps({"Layers": [layer]}))
+    assert kernel.reads == (KernelTensor("a", "Half", (-1, 64)),)
+    assert kernel.writes == (KernelTensor("c", "Int8"),)
+    assert kernel.datatypes == ("Half", "Int8")
+    assert kernel.nodes == ("add", "norm")
 
 
 def test_an_inspector_that_knows_names_only_gives_no_kernels() -> None:

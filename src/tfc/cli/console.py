@@ -22,6 +22,9 @@ PIPE_WIDTH = 80
 """Columns where stdout is not a terminal, so that a log looks the same wherever it is written."""
 
 
+_STDOUT, _STDERR = 1, 2
+
+
 class Progress(Protocol):
     """Called with (done, total) and, where there are several, the name of what is under way."""
 
@@ -117,6 +120,22 @@ def progress(description: str) -> Iterator[Progress]:
             bar.update(task, completed=done, total=total, description=label)
 
         yield update
+
+
+@contextmanager
+def stdout_for_us() -> Iterator[None]:
+    """While the block runs, what a native library writes to stdout goes to stderr.
+
+    TensorRT's compiler prints some warnings past its logger; they would stand in our JSON.
+    """
+    sys.stdout.flush()
+    kept = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)
+    try:
+        yield
+    finally:
+        os.dup2(kept, _STDOUT)
+        os.close(kept)
 
 
 def _silent(done: int, total: int, what: str = "") -> None:

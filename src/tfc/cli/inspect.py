@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from tfc.cli.console import (
     printable,
     table,
 )
+from tfc.cli.options import engine_option
+from tfc.errors import UsageError
 from tfc.manifest import Engine, Manifest, Step, TensorSpec, Verdict
+from tfc.steps.kernels import engines_of
 
 _LABELS_SHOWN = 6
 _MISSES_SHOWN = 5  # the rest is in the JSON
@@ -30,33 +35,70 @@ _HASH_SHOWN = 12  # hex digits, as git shows them
 
 @click.command("inspect")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as it stands.")
-def command(artifact: Path, as_json: bool) -> None:
+@engine_option
+@click.option("--kernels", is_flag=True, help="Show what TensorRT compiled, kernel by kernel.")
+@click.option(
+    "--before",
+    is_flag=True,
+    help="With --kernels: compile the unoptimized export too, and compare.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def command(
+    artifact: Path, engines: tuple[str, ...], kernels: bool, before: bool, as_json: bool
+) -> None:
     """Show what the folder ARTIFACT holds: signature, files, steps, fusions, engines.
 
     Sizes are compared with the manifest; hashes are checked by the step that uses a file.
+
+    With --engine, show this engine only. With --kernels, show each kernel of a typical layer with
+    the nodes and modules that it was made from, the kernels outside layers, and totals.
     """
     opened = Artifact.open(artifact)
+    if before and not kernels:
+        raise UsageError("--before goes with --kernels", fix="Add --kernels, or leave it out")
     if as_json:
-        click.echo((artifact / MANIFEST).read_text(encoding="utf-8"), nl=False)
+        click.echo(_json(opened, engines, kernels, before), nl=False)
         return
-    for number, section in enumerate(_sections(opened)):
+    if kernels:
+        from tfc.cli.kernels import kernel_sections
+
+        sections = kernel_sections(opened, engines, before=before)
+    else:
+        sections = _sections(opened, engines)
+    for number, section in enumerate(sections):
         if number:
             out.print()
         out.print(section)
 
 
-def _sections(artifact: Artifact) -> list[RenderableType]:
+def _json(artifact: Artifact, engines: tuple[str, ...], kernels: bool, before: bool) -> str:
+    """The kernels, the chosen engines, or the manifest as it stands."""
+    if kernels:
+        from tfc.cli.kernels import kernels_json
+
+        return json.dumps(kernels_json(artifact, engines, before=before), indent=2) + "\n"
+    if engines:
+        chosen = engines_of(artifact, engines)
+        return json.dumps({n: dataclasses.asdict(e) for n, e in chosen.items()}, indent=2) + "\n"
+    return (artifact.path / MANIFEST).read_text(encoding="utf-8")
+
+
+def _sections(artifact: Artifact, asked: tuple[str, ...]) -> list[RenderableType]:
     manifest = artifact.manifest
     optimized = [step for step in manifest.steps if step.name.startswith("optimize:")]
-    engines = manifest.engines.items()
+    engines = [
+        facts(f"Engine {printable(n)}", _engine(artifact, n, engine))
+        for n, engine in engines_of(artifact, asked).items()
+    ]
+    if asked:
+        return [*engines]
     return [
         facts(f"Artifact {printable(str(artifact.path))}", _summary(manifest)),
         _signature(manifest),
         _files(artifact),
         _steps(manifest),
         *(section for step in optimized for section in _fusions(step)),
-        *(facts(f"Engine {printable(n)}", _engine(artifact, n, engine)) for n, engine in engines),
+        *engines,
     ]
 
 
@@ -210,10 +252,20 @@ def _engine(artifact: Artifact, name: str, engine: Engine) -> dict[str, str]:
         "profile": _profile(engine.profile),
         "audit": _figures({key: value for key, value in engine.audit.items() if value}),
         "wanted": _figures(_mapping(engine.audit.get("wanted"))),
+        "products": _products(_mapping(engine.audit.get("precision"))),
         "verdict": _verdict(manifest.verdicts.get(name), sha256),
         "file": "\n".join(_sized(manifest, file) for file in engine.files.values()),
     }
     return {name: value for name, value in rows.items() if value}
+
+
+def _products(audit: Mapping[str, Any]) -> str:
+    """`fp16 100 % of the FLOPs (24 GEMMs, 6 attentions)`."""
+    if not audit:
+        return ""
+    from tfc.cli.build_engine import precision_summary
+
+    return precision_summary(audit)
 
 
 def _sized(manifest: Manifest, file: str) -> str:

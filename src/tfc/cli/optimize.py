@@ -52,7 +52,9 @@ def command(
     changes the numbers is undone and named. Exit code 3 if a fusion was missed.
 
     'tfc build-engine' does this by itself where it is needed. An ONNX file of another exporter,
-    MODEL.onnx, is written to OUT.onnx even where a fusion was missed.
+    MODEL.onnx, is written to OUT.onnx even where a fusion was missed. From 4 GiB of weights on they
+    are not loaded: passes are judged on random ones in their place, and an OUT.onnx in the folder
+    of MODEL.onnx goes on reading what did not change from the file where it is.
     """
     is_file = Path(source).is_file() or source.endswith(".onnx")
     if place is not None:
@@ -130,7 +132,9 @@ def _optimized_file(
             source,
             output,
             target,
-            **selection,
+            passes=selection["passes"],
+            only=selection["only"],
+            skip=selection["skip"],
             on_progress=lambda what, done, total: report(done, total, what),
         )
     return result.as_json()
@@ -148,6 +152,11 @@ def print_report(report: dict[str, Any], target: str) -> None:
         f"nodes {nodes['before']} → {nodes['after']}; differences are relative to the output's "
         f"scale, {report['tolerance']:.0e} is allowed"
     )
+    if "stand_in_bytes" in report:
+        out.print(
+            f"judged on random stand-ins for {report['stand_in_bytes'] / 1e9:.1f} GB of weights, "
+            "which were not loaded"
+        )
     for miss in report["missed"][:5]:
         out.print(f"left alone: {miss['kind']} at {miss['module'] or miss['node']}: "
                   f"{miss['reason']}")  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class BenchResult:
 
 
 def bench(
-    artifact: Artifact,
+    artifact: Artifact | str | Path,
     *,
     engines: Sequence[str] = (),
     batches: Sequence[int] = DEFAULT_BATCHES,
@@ -90,6 +91,7 @@ def bench(
         UsageError: there is no such engine, no shape is left, or the model does not read text.
         BackendUnavailable: no engine can run here.
     """
+    artifact = Artifact.of(artifact)
     _check_measurable(artifact)
     names, left_out = _runnable(artifact, engines)
     shapes = _shapes(artifact, names, batches, lengths)

@@ -7,15 +7,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tfc.artifact import Artifact
-from tfc.errors import ContractNotReached
+from tfc.kernel_report import report_to_json
 from tfc.manifest import Engine, Graph, Step
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.backends import choose_backend
 from tfc.runtime.backends.base import Availability, Backend, Built, Inputs, Profile
-from tfc.steps.optimize import optimize, step_name
+from tfc.steps.engine_audit import audit_engine, kernels_file
+from tfc.steps.optimize import optimize
 from tfc.steps.precision import convert
 from tfc.steps.profiles import profile_of
 from tfc.steps.record import OnProgress, no_progress
@@ -44,7 +44,7 @@ def engine_name(backend: str, precision: str) -> str:
 
 
 def build_engine(
-    artifact: Artifact,
+    artifact: Artifact | str | Path,
     *,
     precision: str = "fp32",
     backend: str = AUTO,
@@ -57,7 +57,7 @@ def build_engine(
     """Build an engine; the graph is optimized and converted first where that was not done yet.
 
     Args:
-        artifact: an exported artifact.
+        artifact: an exported artifact, or its path.
         precision: `fp32` or `fp16`.
         backend: `tensorrt`, `tensorrt-rtx`, `onnxruntime`, or `auto` for the best that runs here.
         batch: smallest, best and largest batch size.
@@ -68,9 +68,11 @@ def build_engine(
 
     Raises:
         BackendUnavailable: the backend cannot build here.
-        ContractNotReached: a fusion was missed, or the compiled kernels are not fused.
+        ContractNotReached: a fusion was missed, the compiled kernels are not fused, or they
+            compute in another precision.
         UsageError: the ranges are not in order, or beyond what the model takes.
     """
+    artifact = Artifact.of(artifact)
     chosen, why = _choose(backend, precision)
     available = chosen.availability()
     profile = profile_of(artifact, batch, sequence)
@@ -94,11 +96,13 @@ def build_engine(
         name=f"build-engine:{name}",
         options={"profile": profile.as_json(), "allow_missed": allow_missed},
         inputs={model: artifact.sha256(model) for model in models.values()},
-        outputs=list(files.values()),
+        outputs=[*files.values(), *filter(None, [kernels_file(chosen, name)])],
         versions={chosen.name: available.version, "hardware": available.hardware},
         seconds=0.0,
     )
-    if artifact.up_to_date(step) is not None and name in artifact.manifest.engines:
+    earlier = artifact.up_to_date(step)
+    whole = earlier is not None and earlier.outputs == step.outputs  # an older tfc wrote less
+    if whole and name in artifact.manifest.engines:
         engine = artifact.manifest.engines[name]
         return BuildResult(artifact, name, engine, why, notes, skipped=True)
     on_progress(f"building with {chosen.name}", 0, 1)
@@ -139,11 +143,22 @@ def _build(
     with artifact.change() as change:
         built: list[Built] = []
         for graph, model in plan.models.items():
-            inputs = _inputs(artifact.manifest.graphs[graph])
+            inputs = inputs_of_graph(artifact.manifest.graphs[graph])
             target = change.path(plan.files[graph])
             built.append(chosen.build(artifact.file(model), target, inputs, plan.profile))
-        allow_missed = bool(step.options["allow_missed"])
-        audit, notes = _audit(artifact, chosen, built, plan.precision, allow_missed)
+        name = engine_name(chosen.name, plan.precision)
+        audit = audit_engine(
+            artifact,
+            chosen,
+            plan.models,
+            built,
+            profile=plan.profile,
+            precision=plan.precision,
+            allow_missed=bool(step.options["allow_missed"]),
+        )
+        if audit.report is not None:
+            text = report_to_json(audit.report)
+            change.path(kernels_file(chosen, name)).write_text(text, encoding="utf-8")
         state, reason = _try_loading(chosen, available, [*map(change.path, plan.files.values())])
         engine = Engine(
             backend=chosen.name,
@@ -154,21 +169,21 @@ def _build(
             profile=plan.profile.as_json(),
             versions=dict(built[0].versions),
             hardware=built[0].hardware,
-            audit=audit,
+            audit=audit.audit,
         )
         seconds = time.perf_counter() - begun
-        change.record(dataclasses.replace(step, seconds=seconds, result={"audit": audit}))
-        name = engine_name(chosen.name, plan.precision)
+        change.record(dataclasses.replace(step, seconds=seconds, result={"audit": audit.audit}))
         verdicts = {k: v for k, v in change.manifest.verdicts.items() if k != name}
         change.manifest = dataclasses.replace(
             change.manifest,
             engines={**change.manifest.engines, name: engine},
             verdicts=verdicts,
         )
-    return engine, (*dict.fromkeys(note for one in built for note in one.notes), *notes)
+    return engine, (*dict.fromkeys(note for one in built for note in one.notes), *audit.notes)
 
 
-def _inputs(graph: Graph) -> Inputs:
+def inputs_of_graph(graph: Graph) -> Inputs:
+    """A graph's inputs, as a backend takes them."""
     return Inputs({spec.name: (spec.dtype, tuple(spec.shape)) for spec in graph.signature.inputs})
 
 
@@ -181,49 +196,6 @@ def _try_loading(
     for file in files:
         chosen.load(file).close()
     return RUNNABLE, ""
-
-
-def _audit(
-    artifact: Artifact,
-    chosen: Backend,
-    built: Sequence[Built],
-    precision: str,
-    allow_missed: bool,
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Compare the compiled kernels with the fusions of the graph.
-
-    Raises:
-        ContractNotReached: an attention block or add+LayerNorm site has no fused kernel.
-    """
-    kernels = tuple(kernel for one in built for kernel in one.kernels)
-    if not kernels:
-        return {}, ()
-    from tfc.runtime.backends.kernels import audit_of_kernels
-
-    audit = audit_of_kernels(kernels)
-    step = artifact.manifest.step(step_name(chosen.target))
-    fusions = step.result["fusions"] if step is not None else {}
-    wanted = {
-        "fused_attention": fusions.get("attention", {}).get("found", 0),
-        "fused_add_layernorm": fusions.get("add_layernorm", {}).get("found", 0),
-    }
-    reached = {
-        "fused_attention": audit.fused_attention,
-        "fused_add_layernorm": audit.fused_add_layernorm
-        + audit.split_add_layernorm
-        + audit.gemm_residual_add,
-    }
-    short = [
-        f"{key.replace('_', ' ')} kernels {reached[key]}/{number}"
-        for key, number in wanted.items()
-        if reached[key] < number
-    ]
-    if short and not allow_missed and precision != "fp32":
-        raise ContractNotReached(
-            f"the compiled engine is not fused as the graph is: {', '.join(short)}",
-            fix="Pass --allow-missed to keep this engine",
-        )
-    return {**dataclasses.asdict(audit), "wanted": wanted}, tuple(short)
 
 
 def _notes(

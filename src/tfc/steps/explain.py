@@ -39,6 +39,7 @@ def explain(
     """
     require("onnx_ir", "compile")
     from tfc.optimizers.explain import explain as explain_graph
+    from tfc.optimizers.stand_ins import with_stand_ins
 
     selection = selection_of(passes, only, skip)
     if isinstance(source, Path):
@@ -48,7 +49,7 @@ def explain(
     for name, record in source.manifest.graphs.items():
         try:
             return explain_graph(
-                loaded_graph(source, name),
+                with_stand_ins(loaded_graph(source, name)),
                 target,
                 probe_feeds(source, name),
                 place,

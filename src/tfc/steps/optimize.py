@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfc.artifact import Artifact, graph_file
@@ -43,7 +44,7 @@ def step_name(target: str) -> str:
 
 
 def optimize(
-    artifact: Artifact,
+    artifact: Artifact | str | Path,
     target: str,
     *,
     allow_missed: bool = False,
@@ -55,7 +56,7 @@ def optimize(
     """Fuse residual add+LayerNorm and attention, lower for the target, check every pass.
 
     Args:
-        artifact: an exported artifact.
+        artifact: an exported artifact, or its path.
         target: `onnxruntime` (its CPU provider), `onnxruntime-cuda` or `tensorrt`.
         allow_missed: keep the graph although a fusion was missed.
         passes: modules, or `.py` files, with passes of your own (`tfc.optimizers.user_passes`);
@@ -69,6 +70,7 @@ def optimize(
         UsageError: there is no pass of such a name, or a module has none.
         BadArtifact: the artifact's model is damaged.
     """
+    artifact = Artifact.of(artifact)
     for package in ("onnx", "onnx_ir", "onnxscript"):
         require(package, "compile")
     files = {graph: optimized_file(target, graph) for graph in artifact.manifest.graphs}
@@ -115,13 +117,14 @@ def _run(
 ) -> dict[str, Any]:
     from tfc.onnx_files import save_onnx
     from tfc.optimizers import optimize as optimize_graph
+    from tfc.optimizers.stand_ins import with_stand_ins
 
     begun = time.perf_counter()
     reports: dict[str, dict[str, Any]] = {}
     with artifact.change() as change:
         for name, graph in artifact.manifest.graphs.items():
             lowered, report = optimize_graph(
-                loaded_graph(artifact, name),
+                with_stand_ins(loaded_graph(artifact, name)),
                 target,
                 probe_feeds(artifact, name),
                 fusion_sites=graph.fusion_sites,
@@ -167,8 +170,10 @@ def _merged(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
             total = fusions.setdefault(kind, {"found": 0, "expected": 0})
             for key in total:
                 total[key] += count[key]
+    stand_ins = sum(report.get("stand_in_bytes", 0) for report in every)
     return {
         **every[0],
+        **({"stand_in_bytes": stand_ins} if stand_ins else {}),
         "fusions": fusions,
         "passes": [
             {**entry, "name": f"{graph}: {entry['name']}"}

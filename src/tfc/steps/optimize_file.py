@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfc.errors import BadInput, first_line, require
-from tfc.files import write_atomically
+from tfc.errors import BadInput, disk_errors, first_line, require
+from tfc.files import sync
+from tfc.onnx_files import save_onnx
 from tfc.steps.optimize import selection_of
 from tfc.steps.record import OnProgress, no_progress
 
@@ -26,9 +29,15 @@ def optimize_file(
     passes: Sequence[str] = (),
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    stand_ins_from: int | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Report:
     """Optimize an ONNX file of any exporter and write the result.
+
+    Weights in a file beside the graph stay there until the result is written, and are then copied
+    one by one. Where they are too large to run, passes are judged on stand-ins for them
+    (`tfc.optimizers.stand_ins`), and the report says so; if then `output` is in the folder of
+    `model`, it goes on reading those that did not change from where they are.
 
     Expected fusions are counted in the graph: every softmax over scores, every norm of a sum. The
     graph is written even where some were missed; the report says which and why.
@@ -40,16 +49,16 @@ def optimize_file(
         passes: modules, or `.py` files, with passes of your own.
         only: run the passes of these names only.
         skip: leave out the passes of these names.
+        stand_ins_from: bytes of weights from which on passes are judged on stand-ins; 4 GiB
+            unless given.
         on_progress: called with the pass under way.
 
     Raises:
         BadInput: the file is missing, is not ONNX, or does not run.
     """
-    import onnx_ir as ir
-
     from tfc.optimizers import optimize
 
-    graph, feeds = graph_and_feeds(model)
+    graph, feeds = graph_and_feeds(model, stand_ins_from)
     optimized, report = optimize(
         graph,
         target,
@@ -58,12 +67,30 @@ def optimize_file(
         selection=selection_of(passes, only, skip),
         on_pass=on_progress,
     )
-    write_atomically(Path(output), ir.to_proto(optimized).SerializeToString())
+    folder = Path(output).resolve().parent
+    share = report.stand_ins > 0 and folder == Path(model).resolve().parent
+    _write(optimized, Path(output), stay_in=folder if share else None)
     return report
 
 
-def graph_and_feeds(model: str | Path) -> tuple[ir.Model, list[Feed]]:
+def _write(model: ir.Model, output: Path, stay_in: Path | None) -> None:
+    """Write the graph and its weights beside the place, then move them there, the graph last."""
+    with disk_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+            save_onnx(model, Path(folder) / output.name, stay_in=stay_in)
+            for file in sorted(Path(folder).iterdir(), reverse=True):
+                sync(file)
+                os.replace(file, output.with_name(file.name))
+    sync(output.parent)
+
+
+def graph_and_feeds(
+    model: str | Path, stand_ins_from: int | None = None
+) -> tuple[ir.Model, list[Feed]]:
     """The graph of an ONNX file in the current opset, and inputs on which it runs.
+
+    The graph has stand-ins for its weights where those are too large.
 
     Raises:
         BadInput: the file is missing, is not ONNX, or does not run.
@@ -71,16 +98,18 @@ def graph_and_feeds(model: str | Path) -> tuple[ir.Model, list[Feed]]:
     for package in ("onnx", "onnx_ir", "onnxscript"):
         require(package, "compile")
     import onnx
+    import onnx_ir as ir
 
     from tfc.optimizers.opset import with_current_opset
     from tfc.optimizers.probes import ledger_feeds
+    from tfc.optimizers.stand_ins import STAND_IN_BYTES, with_stand_ins
 
     path = Path(model)
     if not path.is_file():
         raise BadInput("there is no such file", where=str(path), fix="Give an ONNX file")
     try:
-        proto = onnx.load(path)
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(path)
+        proto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf, onnx and the file system have no common error
         raise BadInput(
             f"the file is not an ONNX model ({first_line(error)})",
@@ -88,6 +117,8 @@ def graph_and_feeds(model: str | Path) -> tuple[ir.Model, list[Feed]]:
             fix="Export it again",
         ) from error
     graph = with_current_opset(proto)
+    ir.external_data.set_base_dir(graph.graph, path.parent)
+    graph = with_stand_ins(graph, STAND_IN_BYTES if stand_ins_from is None else stand_ins_from)
     try:
         return graph, ledger_feeds(graph)
     except RuntimeError as error:

@@ -65,7 +65,7 @@ def _run(artifact: Artifact, step: Step, graph: str, weights_only: bool) -> None
     from tfc.onnx_files import save_onnx
 
     begun = time.perf_counter()
-    feeds = probe_feeds(artifact, graph, other_side=False)
+    feeds = probe_feeds(artifact, graph, exact=False)
     (source,) = step.inputs
     model = ir.load(artifact.file(source))
     converted, result = _converted(model, feeds, weights_only)

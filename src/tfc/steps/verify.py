@@ -73,7 +73,7 @@ class VerifyResult:
 
 
 def verify(
-    artifact: Artifact,
+    artifact: Artifact | str | Path,
     *,
     engines: Sequence[str] = (),
     data: str | Path | None = None,
@@ -104,6 +104,7 @@ def verify(
         BadData: the data file cannot be used.
         BadCheckpoint: the checkpoint is not there or is another one.
     """
+    artifact = Artifact.of(artifact)
     names = _engine_names(artifact, engines)
     cases = cases_of(artifact, data, text_column, limit)
     # Each kind of cases asks its own kind of reference.
