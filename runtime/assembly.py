@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tfc.artifact import Artifact
@@ -31,6 +31,8 @@ from tfc.runtime.tensors import profile_of
 from tfc.runtime.tokenization import INPUT_IDS, TOKENIZER_INPUTS, TextEncoder
 
 Runners = Mapping[str, Runner]
+# What becomes of a text that is longer than the model reads.
+TRUNCATE, FAIL = TOO_LONG = ("truncate", "fail")
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,23 @@ class Assembly:
         kind: type = self.kind.options
         return kind
 
-    def task(self, options: Mapping[str, object]) -> Task:
-        """The task with the options of one call.
+    def task(self, options: Mapping[str, object], too_long: str = "truncate") -> Task:
+        """The task with the options of one call; `too_long` is ``truncate`` or ``fail``.
 
         Raises:
             UsageError: an option that the task does not have, or a value that it does not take.
         """
-        task: Task = self.kind(self.model, self._parsed(options))
+        if too_long not in TOO_LONG:
+            raise UsageError(f"too_long is '{too_long}'", fix=f"Give one of: {', '.join(TOO_LONG)}")
+        model = self.model
+        if too_long == FAIL:
+            if not isinstance(model, TextModel):
+                raise UsageError(
+                    f"{self.kind.name} reads no texts that could be too long",
+                    fix="Leave too_long out",
+                )
+            model = replace(model, refuse_long=True)
+        task: Task = self.kind(model, self._parsed(options))
         return task
 
     def batch_runner(self, runners: Runners, options: Mapping[str, object]) -> BatchRunner:

@@ -1,45 +1,73 @@
-"""Batch jobs: JSON lines in, the same rows with their predictions out.
+"""Batch jobs: rows in, the same rows with their predictions out.
 
-Each output line is the input row, its fields as they were, with `prediction` added; a field of
-that name in the input is replaced, so that a job's output can be the input of the next one. Rows
-keep their order. A row that cannot be used goes to ``<output>.errors.jsonl`` as
-``{"line": n, "error": "…", "row": "its text"}``, and the job goes on; lines are counted from 1.
-Lines of white space only are no rows.
+Input and output are JSON lines, CSV or Parquet (`tfc.runtime.formats`), compressed or not; the
+input is files, globs, folders or standard input, the output a file, a folder of parts or standard
+output. Each row of the output is the input's, its fields as they were, with `prediction` added; a
+field of that name in the input is replaced, so that a job's output can be the input of the next
+one. Rows keep their order. CSV has a column ``prediction.<field>`` for each field of it.
+
+A row that cannot be used goes to ``<output>.errors.jsonl`` (in an output folder
+``_errors.jsonl``) as ``{"file": "…", "line": n, "error": "…", "row": "its text"}``, and the job
+goes on. Lines are counted from 1; of Parquet it is the rows. Lines of white space only are no
+rows.
+
+The output comes in shards, each written and flushed before the journal notes it
+(`tfc.runtime.journal`). A job that was killed goes on after its last shard when it is run again
+with the same engine, inputs and options, and its output is the same to the byte: a shard holds
+whole windows, so that the same texts run together.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from tfc.errors import BadData, UsageError
+from tfc.manifest import Signature
+from tfc.manifest import Task as TaskRecord
 from tfc.runtime.batching import padding_waste
-from tfc.runtime.job_files import ErrorFile, input_lines, open_input, staged_outputs
+from tfc.runtime.formats import JSONL, PARQUET, Format
+from tfc.runtime.formats.jsonl import rows_of_lines
+from tfc.runtime.formats.predictions import VECTOR, VECTORS, prediction_fields
+from tfc.runtime.formats.streams import LineReader, open_bytes
+from tfc.runtime.job_inputs import InputFile, files_from_inputs, identities
+from tfc.runtime.job_outputs import Output, output_from_path
+from tfc.runtime.job_progress import Clock, Progress
+from tfc.runtime.job_rows import Plan, Watch
+from tfc.runtime.job_shards import empty_input, stream_rows, write_shards
+from tfc.runtime.job_writers import Style
+from tfc.runtime.journal import Shard
 from tfc.runtime.predictor import Outcome
-from tfc.runtime.rows import Columns, Row, rows_of_lines
+from tfc.runtime.rows import Columns
 
-PREDICTION = "prediction"
-ERRORS_SUFFIX = ".errors.jsonl"
-# Seconds between two calls of `on_progress`: a bar that moves ten times a second looks alive, and
-# the calls cost nothing beside the rows.
-PROGRESS_INTERVAL_S = 0.1
-
-Progress = Callable[[int, int], None]
+# Windows in a part of an output folder: parts of 16384 rows on a CPU, 65536 on a GPU.
+_WINDOWS_OF_A_PART = 4
 
 
 class TextSession(Protocol):
     """What a job needs of a session."""
 
+    task: TaskRecord
+    signature: Signature
+
     @property
     def columns(self) -> Columns:
         """The fields that hold an item, where the caller names none."""
 
-    def outcomes(self, items: Iterator[object], **options: Any) -> Iterator[Outcome]:
+    @property
+    def window(self) -> int:
+        """How many items are sorted by length together."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells its engine from another one."""
+
+    def outcomes(self, items: Iterable[object], **options: Any) -> Iterator[Outcome]:
         """One outcome per item, in order."""
 
 
@@ -47,75 +75,114 @@ class TextSession(Protocol):
 class JobSummary:
     """What a job did.
 
-    `rows` were predicted and `bad_rows` were not. `tokens` counts the texts' own tokens, and
-    `padding_waste` is the share of padding in what ran. `errors` is None where no row was bad.
+    `rows` were predicted and `bad_rows` were not; `resumed_rows` of both were done by an earlier
+    run. `seconds` and the speeds are of this run. `tokens` counts the texts' own tokens, and
+    `padding_waste` is the share of padding in what ran. `output` is None for standard output,
+    `errors` where no row was bad.
     """
 
     rows: int
     bad_rows: int
+    resumed_rows: int
     seconds: float
     rows_per_second: float
     tokens: int
     tokens_per_second: float
     padding_waste: float
-    output: Path
+    output: Path | None
     errors: Path | None
 
 
 def run_job(
     session: TextSession,
-    input: Path,
-    output: Path,
+    input: str | Path | Sequence[str | Path],
+    output: str | Path,
     *,
     text_column: str | None = None,
     pair_column: str | None = None,
-    on_progress: Progress | None = None,
+    id_column: str | None = None,
+    format: str | None = None,
+    output_format: str | None = None,
+    half_embeddings: bool = False,
     limit: int | None = None,
+    window: int | None = None,
+    shard_rows: int | None = None,
+    restart: bool = False,
+    on_progress: Progress | None = None,
+    stopped: Callable[[], bool] = lambda: False,
     **options: object,
 ) -> JobSummary:
-    """Predict every row of the JSON lines in `input`; write `output` when all of them are done.
+    """Predict every row of the inputs; the output is in its place when all of them are done.
 
-    Whatever was at `output` and at its errors file is replaced, or removed where no row was bad.
-    On any failure neither is touched.
+    Whatever was at an output file and at its errors file is replaced, or removed where no row was
+    bad. On any failure neither is touched; what is done is kept for the next run. A folder gets
+    its parts one by one, and the file ``_SUCCESS`` at the end.
 
     Args:
         session: a loaded `Session`.
-        input: the file to read, UTF-8.
-        output: the file to write; its folder is made where it is missing.
+        input: files, globs, folders, or ``-`` for standard input.
+        output: the file to write, a folder (it exists or the name ends with ``/``), or ``-``.
+            Folders on the way are made where they are missing.
         text_column: the field that holds the text; left out ``text``, or the task's own: for
             question-answering ``question``.
         pair_column: the field that holds the second text, for models that take pairs; left out
             none, or the task's own: for question-answering ``context``.
-        on_progress: called with (bytes of the input done, bytes of it in all), a few times a
-            second and at the end.
+        id_column: a field to repeat as ``id`` in the errors file.
+        format: the inputs' format, where their names do not tell it.
+        output_format: the output's; left out what the file's name tells, or the inputs' own.
+        half_embeddings: store embeddings as float16; for Parquet.
         limit: read this many rows at most.
-        options: what the task lets a call choose, as in `Session.predict`.
+        window: how many rows are sorted by length together; left out the session's own.
+        shard_rows: rows of a shard, made up to whole windows; left out one window, and for a
+            folder several.
+        restart: drop what an unfinished run left here, and the parts of a finished one.
+        on_progress: called a few times a second and at the end.
+        stopped: asked after each shard; when it is true, the job stops there.
+        options: what the task lets a call choose, and `too_long`, as in `Session.predict`.
 
     Raises:
-        BadData: the input is missing, unreadable or empty, or not one of its rows can be used.
-        UsageError: the output would overwrite the input, is a folder, `limit` is below 1,
-            or an option is not the task's.
+        BadData: an input is missing, unreadable or empty, or not one of its rows can be used;
+            the journal is damaged.
+        JobStopped: `stopped` was true.
+        UsageError: the output would overwrite an input, is written by another run or holds
+            another job; a number is below 1; an option is not the task's.
         NoSpace: the disk is full.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"a job of {limit} rows is not possible", fix="Give a limit of 1 or more")
-    started = time.perf_counter()
-    errors = output.with_name(output.name + ERRORS_SUFFIX)
-    _check_paths(input, output, errors)
-    with open_input(input) as source, staged_outputs(output, errors) as (good, bad):
-        progress = _Throttled(on_progress, input.stat().st_size)
-        own = session.columns
-        folder = input.parent if own.folder is not None else None
-        columns = Columns(text_column or own.text, pair_column or own.pair, folder)
-        rows = rows_of_lines(input_lines(source, input, limit), columns)
-        counts = _Counts()
-        for row, outcome in _joined(session, rows, options):
-            counts.add(outcome)
-            _write(row, outcome, good.write, bad)
-            progress.report(row.end)
-        _check_any(counts, bad, input)
-        progress.finish()
-    return counts.summary(time.perf_counter() - started, output, errors)
+    for name, number in (("limit", limit), ("window", window), ("shard_rows", shard_rows)):
+        if number is not None and number < 1:
+            raise UsageError(f"a {name} of {number} rows is not possible", fix="Give 1 or more")
+    inputs = [input] if isinstance(input, str | Path) else list(input)
+    files = files_from_inputs(inputs, format)
+    # The name of a folder or a pipe does not tell: the inputs' format, uncompressed.
+    target = output_from_path(output, output_format, Format(files[0].format.kind))
+    _check_paths(inputs, files, target)
+    if files[0].format.kind == PARQUET and target.format.kind != JSONL:
+        from tfc.runtime.formats.parquet import check_same_columns
+
+        check_same_columns([file.path for file in files if file.path is not None])
+    own, window = session.columns, window or session.window
+    columns = Columns(text_column or own.text, pair_column or own.pair, own.folder)
+    clock = Clock(on_progress, files, limit)
+    plan = Plan(
+        files=files,
+        columns=columns,
+        id_column=id_column,
+        output=target,
+        style=_style(session, target, half_embeddings),
+        key={},
+        shard_rows=_whole_windows(shard_rows, window, target),
+        limit=limit,
+        restart=restart,
+        settings={"window": window, "on_batch": clock.ran, **options},
+    )
+    plan = replace(plan, key=_key(session, plan, {**options, "window": window}))
+    watch = Watch(clock.written, stopped)
+    if target.path is None:
+        shards, before = stream_rows(session, plan, watch), 0
+    else:
+        shards, before = write_shards(session, plan, watch)
+    clock.finish()
+    return _summary(shards, before, clock.seconds, target)
 
 
 def texts_from_jsonl(path: Path, text_column: str = "text", limit: int | None = None) -> list[str]:
@@ -125,8 +192,9 @@ def texts_from_jsonl(path: Path, text_column: str = "text", limit: int | None = 
         BadData: the file is missing, unreadable or empty, or one of these rows cannot be used.
     """
     texts: list[str] = []
-    with open_input(path) as source:
-        for row in rows_of_lines(input_lines(source, path, limit), Columns(text_column)):
+    with open_bytes(path, None) as source:
+        rows = rows_of_lines(LineReader(source, str(path)), Columns(text_column))
+        for row in islice(rows, limit):
             if isinstance(row.item, BadData):
                 raise BadData(
                     row.item.what,
@@ -135,117 +203,90 @@ def texts_from_jsonl(path: Path, text_column: str = "text", limit: int | None = 
                 )
             texts.append(str(row.item))
     if not texts:
-        raise _empty(path)
+        raise empty_input(str(path))
     return texts
 
 
-def _check_paths(input: Path, output: Path, errors: Path) -> None:
-    if input.is_dir() or output.is_dir():
-        raise UsageError(
-            "this is a folder, not a file",
-            where=str(input if input.is_dir() else output),
-            fix="Name a file of JSON lines",
-        )
-    if input.resolve() in (output.resolve(), errors.resolve()):
-        raise UsageError(
-            "the job would overwrite its own input",
-            where=str(input),
-            fix="Choose another output file",
-        )
-
-
-def _joined(
-    session: TextSession, rows: Iterator[Row], options: Mapping[str, object]
-) -> Iterator[tuple[Row, Outcome]]:
-    """Each row with its outcome; `waiting` holds no more rows than the session reads ahead."""
-    waiting: deque[Row] = deque()
-
-    def items() -> Iterator[object]:
-        for row in rows:
-            waiting.append(row)
-            yield row.item
-
-    for outcome in session.outcomes(items(), **options):
-        yield waiting.popleft(), outcome
-
-
-def _write(row: Row, outcome: Outcome, write: Callable[[bytes], object], bad: ErrorFile) -> None:
-    if outcome.error is not None:
-        bad.add(row.line, outcome.error.what, row.raw)
+def _check_paths(inputs: Sequence[str | Path], files: Sequence[InputFile], output: Output) -> None:
+    if output.path is None:
         return
-    write(_json_line({**row.fields, PREDICTION: outcome.prediction}))
+    target = output.path.resolve()
+    written = {target} if output.errors is None else {target, output.errors.resolve()}
+    for file in files:
+        if file.path is not None and file.path.resolve() in written:
+            raise UsageError(
+                "the job would overwrite its own input",
+                where=file.name,
+                fix="Choose another output",
+            )
+    for folder in (Path(value).resolve() for value in inputs if Path(value).is_dir()):
+        if folder == target or folder in target.parents:
+            raise UsageError(
+                "the output lies in the folder of the inputs, and would be read by the next run",
+                where=str(output.path),
+                fix="Choose another place for the output",
+            )
 
 
-def _json_line(value: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(value, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half a character in a field passed through: only \\u can say it
-        return json.dumps(value).encode() + b"\n"
-
-
-def _check_any(counts: _Counts, bad: ErrorFile, input: Path) -> None:
-    if counts.rows:
-        return
-    if bad.first is None:
-        raise _empty(input)
-    line, problem = bad.first
-    raise BadData(
-        f"not one of its {counts.bad_rows} rows can be used; the first: {problem}",
-        where=f"{input}, line {line}",
-        fix="Give one JSON object per line, and name the field with the text (--text-column)",
-    )
-
-
-def _empty(input: Path) -> BadData:
-    return BadData(
-        "the input file is empty", where=str(input), fix="Give a file with one row per line"
-    )
-
-
-class _Counts:
-    """Rows and tokens so far."""
-
-    def __init__(self) -> None:
-        self.rows = self.bad_rows = self.tokens = self.padded = 0
-
-    def add(self, outcome: Outcome) -> None:
-        self.tokens += outcome.tokens
-        self.padded += outcome.padded
-        if outcome.error is None:
-            self.rows += 1
-        else:
-            self.bad_rows += 1
-
-    def summary(self, seconds: float, output: Path, errors: Path) -> JobSummary:
-        return JobSummary(
-            rows=self.rows,
-            bad_rows=self.bad_rows,
-            seconds=seconds,
-            rows_per_second=self.rows / seconds,
-            tokens=self.tokens,
-            tokens_per_second=self.tokens / seconds,
-            padding_waste=padding_waste(self.tokens, self.padded),
-            output=output,
-            errors=errors if self.bad_rows else None,
+def _style(session: TextSession, output: Output, half: bool) -> Style:
+    if half and output.format.kind != PARQUET:
+        raise UsageError(
+            "only Parquet stores embeddings as float16",
+            fix="Write Parquet, or leave the half embeddings out",
         )
+    if output.format.kind == JSONL:
+        return Style(output.format)
+    fields = prediction_fields(session.task, session.signature)
+    if half and not any(field.kind in (VECTOR, VECTORS) for field in fields):
+        raise UsageError(
+            f"the predictions of {session.task.name} are no embeddings",
+            fix="Leave the half embeddings out",
+        )
+    return Style(output.format, fields, half)
 
 
-class _Throttled:
-    """Calls `on_progress` at most once in `PROGRESS_INTERVAL_S`, and at the end."""
+def _whole_windows(shard_rows: int | None, window: int, output: Output) -> int:
+    """The rows of a shard: whole windows, so that a job that goes on sorts the same rows."""
+    if shard_rows is None:
+        return window * (_WINDOWS_OF_A_PART if output.is_folder else 1)
+    return -(-shard_rows // window) * window
 
-    def __init__(self, on_progress: Progress | None, total: int) -> None:
-        self._call = on_progress
-        self._total = total
-        self._done = 0
-        self._next = 0.0
 
-    def report(self, done: int) -> None:
-        self._done = done
-        now = time.perf_counter()
-        if self._call is not None and now >= self._next:
-            self._next = now + PROGRESS_INTERVAL_S
-            self._call(done, self._total)
+def _key(session: TextSession, plan: Plan, options: dict[str, object]) -> dict[str, Any]:
+    """What a run must have in common with the one that it goes on with."""
+    key = {
+        "engine": session.identity,
+        "inputs": identities(plan.files),
+        "options": {
+            **options,
+            "text_column": plan.columns.text,
+            "pair_column": plan.columns.pair,
+            "id_column": plan.id_column,
+            "format": plan.files[0].format.kind,
+            "output_format": plan.style.format.suffix,
+            "half_embeddings": plan.style.half,
+            "shard_rows": plan.shard_rows,
+            "limit": plan.limit,
+        },
+        "tfc": {"version": importlib.metadata.version("tfc")},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(key, default=str))  # tuples are lists there
+    return plain
 
-    def finish(self) -> None:
-        if self._call is not None:
-            self._call(self._done, self._total)
+
+def _summary(shards: Sequence[Shard], before: int, seconds: float, output: Output) -> JobSummary:
+    bad_rows = sum(shard.bad_rows for shard in shards)
+    tokens = sum(shard.tokens for shard in shards)
+    own = shards[before:]
+    return JobSummary(
+        rows=sum(shard.rows for shard in shards),
+        bad_rows=bad_rows,
+        resumed_rows=sum(shard.rows + shard.bad_rows for shard in shards[:before]),
+        seconds=seconds,
+        rows_per_second=sum(shard.rows for shard in own) / seconds,
+        tokens=tokens,
+        tokens_per_second=sum(shard.tokens for shard in own) / seconds,
+        padding_waste=padding_waste(tokens, sum(shard.padded for shard in shards)),
+        output=output.path,
+        errors=output.errors if bad_rows else None,
+    )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from tfc.errors import BadInput, TfcError
@@ -36,14 +38,20 @@ class _Window:
     found: Sequence[Sequence[Row] | TfcError]
 
 
+# Called with the tokens of a batch that has run, without and with its padding.
+OnBatch = Callable[[int, int], None]
+
+
 @dataclass(frozen=True)
 class _Run:
-    """What one call of `Predictor.outcomes` runs with."""
+    """What one call of `Predictor.outcomes` runs with; `ended` says that nobody wants the rest."""
 
     task: Task
     runner: BatchRunner
     limits: Limits
     pool: ThreadPoolExecutor
+    on_batch: OnBatch | None
+    ended: threading.Event
 
 
 class Predictor:
@@ -65,8 +73,14 @@ class Predictor:
         items: Iterable[object],
         window: int,
         limits: Limits,
+        on_batch: OnBatch | None = None,
     ) -> Iterator[Outcome]:
-        """One outcome per item, in order. While one window runs, the rows of the next are made."""
+        """One outcome per item, in order.
+
+        Three things go on at once: the rows of a window are made, the window before it runs, and
+        the caller has the outcomes of the one before that. Items are read by the caller's thread,
+        one window ahead of the one whose outcomes it gets.
+        """
         if self._feeder.most_rows < limits.rows:
             limits = Limits(self._feeder.most_rows, limits.tokens)
         source = windows(items, window)
@@ -76,16 +90,36 @@ class Predictor:
         # Pools start no thread until they are used: a single short call starts none.
         with (
             ThreadPoolExecutor(1, "tfc-rows") as ahead,
+            ThreadPoolExecutor(1, "tfc-window") as running,
             ThreadPoolExecutor(self._streams, "tfc-run") as pool,
         ):
-            run = _Run(task, runner, limits, pool)
-            current, index = self._window(task, first, 0), len(first)
-            for chunk in source:
-                following = ahead.submit(self._window, task, chunk, index)
-                index += len(chunk)
-                yield from self._ran(run, current)
-                current = following.result()
-            yield from self._ran(run, current)
+            run = _Run(task, runner, limits, pool, on_batch, threading.Event())
+            try:
+                second = next(source, None)
+                if second is None:
+                    yield from self._ran(run, self._window(task, first, 0))
+                    return
+                current, index = self._started(run, ahead, running, first, 0), len(first)
+                for chunk in itertools.chain([second], source):
+                    following = self._started(run, ahead, running, chunk, index)
+                    index += len(chunk)
+                    yield from current.result()
+                    current = following
+                yield from current.result()
+            finally:
+                run.ended.set()
+
+    def _started(
+        self,
+        run: _Run,
+        ahead: ThreadPoolExecutor,
+        running: ThreadPoolExecutor,
+        chunk: Sequence[object],
+        first: int,
+    ) -> Future[Iterator[Outcome]]:
+        """Begin to make the rows of a window; it runs when they are made, and its turn comes."""
+        rows = ahead.submit(self._window, run.task, chunk, first)
+        return running.submit(lambda: self._ran(run, rows.result()))
 
     def _window(self, task: Task, values: Sequence[object], first: int) -> _Window:
         items = [Item(value, f"item {first + place}") for place, value in enumerate(values)]
@@ -110,17 +144,24 @@ class Predictor:
     def _ran(self, run: _Run, window: _Window) -> Iterator[Outcome]:
         gathered = Gathered(run.task, window.items, window.found)
         plan = batches([self._feeder.length(row) for row in gathered.rows], run.limits)
-        work = functools.partial(self._ran_batch, run.runner, gathered)
+        work = functools.partial(self._ran_batch, run, gathered)
         several = self._streams > 1 and len(plan) > 1
         for _ in run.pool.map(work, plan) if several else map(work, plan):
             pass  # what a batch raises is raised here, and ends the call
         return (_outcome(ready) for ready in gathered.ready())
 
-    def _ran_batch(self, runner: BatchRunner, gathered: Gathered, batch: Batch) -> None:
+    def _ran_batch(self, run: _Run, gathered: Gathered, batch: Batch) -> None:
+        if run.ended.is_set():
+            return
         rows = [gathered.rows[i] for i in batch.indices]
         feed = self._feeder.feed(rows)
-        for index, row, outputs in zip(batch.indices, rows, runner.run(feed), strict=True):
-            gathered.add(index, outputs, self._feeder.length(row), feed.width)
+        tokens = 0
+        for index, row, outputs in zip(batch.indices, rows, run.runner.run(feed), strict=True):
+            length = self._feeder.length(row)
+            gathered.add(index, outputs, length, feed.width)
+            tokens += length
+        if run.on_batch is not None:
+            run.on_batch(tokens, feed.width * len(rows))
 
 
 def _refusal(task: Task, item: Item) -> TfcError | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tfc.artifact import Artifact
 from tfc.errors import BackendUnavailable, CheckFailed, UsageError
+from tfc.files import sha256_of_json
 from tfc.manifest import Engine
 from tfc.runtime.backends import BACKEND_NAMES, backend
 from tfc.runtime.backends.base import Backend
@@ -111,3 +112,16 @@ def _rank(choice: Choice) -> tuple[bool, int, int]:
         BACKEND_NAMES.index(choice.engine.backend),
         order.index(precision) if precision in order else len(order),
     )
+
+
+def identity_of(artifact: Artifact, choice: Choice) -> dict[str, str]:
+    """What tells a chosen engine, with its tokenizer and its labels, from others."""
+    manifest = artifact.manifest
+    read_with = [manifest.task, manifest.preprocess, manifest.images, manifest.audio]
+    tokenizer = manifest.preprocess.tokenizer if manifest.preprocess is not None else ""
+    return {
+        "name": choice.name,
+        "sha256": artifact.engine_sha256(choice.engine),
+        "reads_and_says": sha256_of_json([repr(read_with), artifact.sha256(tokenizer)]),
+        "hardware": choice.hardware,
+    }

@@ -6,34 +6,50 @@ with Session.load("./artifact") as session:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.errors import BadInput, UsageError
-from tfc.manifest import Manifest
-from tfc.runtime.assembly import Assembly, assembly_of, takes_tensors_only
+from tfc.runtime.assembly import TRUNCATE, Assembly, assembly_of, takes_tensors_only
+from tfc.runtime.async_map import mapped
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.batching import CPU, Limits, default_plan
 from tfc.runtime.cores import usable_cores
 from tfc.runtime.engine import close_all, runners_from_engine
-from tfc.runtime.predictor import Outcome, Predictor
+from tfc.runtime.formats.predictions import prediction_fields
+from tfc.runtime.predictor import OnBatch, Outcome, Predictor
 from tfc.runtime.rows import Columns
-from tfc.runtime.selection import Choice, choose_engine
+from tfc.runtime.selection import Choice, choose_engine, identity_of
+from tfc.runtime.tasks import GENERATION_TASKS, MEDIA_TASKS
 from tfc.runtime.tasks.base import Item, Prediction
-from tfc.runtime.tensors import check_tensors, profile_of
+from tfc.runtime.tasks.embedding import NO_POOLING
+from tfc.runtime.tensors import arrays_from_tensors, check_tensors, profile_of
 from tfc.runtime.tokenization import Text
 
 # On a GPU batches run one after the other; a second one is padded, or read out, meanwhile.
 GPU_STREAMS = 2
+# A text is written in seconds where it is read in milliseconds: smaller windows, so that a job has
+# something to show and to keep. Vectors of every token take half a megabyte a text.
+SMALL_WINDOW = 256
+# Images and recordings are all of one length, and their arrays take a megabyte each.
+MEDIA_WINDOW = 128
 
 
 class Session:
-    """A loaded engine that a program calls. Safe to call from several threads.
+    """A loaded engine that a program calls.
+
+    Safe to call from several threads. A forked child may go on with it where it runs on the CPU:
+    its first call there loads the engine again. It can be pickled for spawned workers, which load
+    it from the same folder.
 
     Attributes:
         task: what the model does, and its labels (`tfc.manifest.Task`).
@@ -45,21 +61,28 @@ class Session:
 
     def __init__(
         self,
-        manifest: Manifest,
+        artifact: Artifact,
         choice: Choice,
         runners: dict[str, Runner],
         assembly: Assembly | None,
         streams: int = 1,
+        threads: int | None = None,
     ) -> None:
+        manifest = artifact.manifest
         self.task = manifest.task
         self.signature = manifest.signature
         self.engine_name = choice.name
         self.verdict = choice.verdict
         self.hardware = choice.hardware
+        self._identity = identity_of(artifact, choice)
         self._profile = profile_of(choice.engine)
         self._runners: dict[str, Runner] | None = runners
         self._assembly = assembly
         self._streams = streams
+        self._source = (artifact, choice, threads)
+        self._process = os.getpid()
+        self._parents: list[object] = []
+        self._lock = threading.Lock()
 
     @classmethod
     def load(
@@ -86,7 +109,7 @@ class Session:
         assembly = assembly_of(artifact, choice.engine)
         runners = runners_from_engine(artifact, choice.engine, threads)
         streams = GPU_STREAMS if choice.hardware != CPU else threads or usable_cores()
-        return cls(artifact.manifest, choice, runners, assembly, streams)
+        return cls(artifact, choice, runners, assembly, streams, threads)
 
     @property
     def options(self) -> type:
@@ -102,16 +125,37 @@ class Session:
         """The fields that a job reads, where none are named."""
         return self._parts.columns
 
+    @property
+    def window(self) -> int:
+        """How many items `map` and a job sort by length together, where they are not told."""
+        if self.task.name in MEDIA_TASKS:
+            return MEDIA_WINDOW
+        if self.task.name in GENERATION_TASKS or self.task.pooling == NO_POOLING:
+            return SMALL_WINDOW
+        return default_plan(self.hardware).window
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells this engine, its tokenizer and its labels from others."""
+        return dict(self._identity)
+
     def predict(
-        self, texts: Sequence[Text], batch_size: int | None = None, **options: Any
+        self,
+        texts: Sequence[Text],
+        batch_size: int | None = None,
+        *,
+        too_long: str = TRUNCATE,
+        **options: Any,
     ) -> list[Prediction]:
         """One prediction per text, in their order (`tfc.runtime.tasks` lists the keys).
 
-        Texts are cut at the artifact's `max_length`, and run in batches of similar length.
+        They run in batches of similar length.
 
         Args:
             texts: texts, or tuples of two texts.
             batch_size: the most rows to run at once; left out, what is fast on this hardware.
+            too_long: what becomes of a text that is longer than the artifact's `max_length`:
+                ``truncate`` cuts it, with ``fail`` it is an error.
             options: what the task lets a call choose (`tfc.runtime.tasks` says where to read it).
 
         Raises:
@@ -128,7 +172,7 @@ class Session:
         task = self._parts.task(options)
         for index, item in enumerate(items):
             task.check(Item(item, f"item {index}"))
-        return list(self.map(items, batch_size=batch_size, **options))
+        return list(self.map(items, batch_size=batch_size, too_long=too_long, **options))
 
     def map(
         self,
@@ -136,6 +180,7 @@ class Session:
         *,
         window: int | None = None,
         batch_size: int | None = None,
+        too_long: str = TRUNCATE,
         **options: Any,
     ) -> Iterator[Prediction]:
         """Predictions of a stream of texts, in its order, holding few of them in memory.
@@ -143,8 +188,9 @@ class Session:
         Args:
             texts: texts, or tuples of two texts; read by the thread that asks for results.
             window: how many texts to sort by length together; the next window is read before
-                the results of one are given.
+                the results of one are given, and no more than that.
             batch_size: as in `predict`.
+            too_long: as in `predict`.
             options: as in `predict`.
 
         Raises:
@@ -153,7 +199,9 @@ class Session:
         """
         if isinstance(texts, str):
             raise BadInput("map takes an iterable of texts", fix="Call map([text])")
-        return _predictions(self.outcomes(texts, window=window, batch_size=batch_size, **options))
+        return _predictions(
+            self.outcomes(texts, window=window, batch_size=batch_size, too_long=too_long, **options)
+        )
 
     def outcomes(
         self,
@@ -161,36 +209,91 @@ class Session:
         *,
         window: int | None = None,
         batch_size: int | None = None,
+        too_long: str = TRUNCATE,
+        on_batch: OnBatch | None = None,
         **options: Any,
     ) -> Iterator[Outcome]:
         """Like `map`, but an item that cannot be predicted gives an outcome with its error.
 
         An item that is a `TfcError` already is handed through, so that the caller's own bad rows
-        keep their place.
+        keep their place. Embeddings are arrays. `on_batch` is called by the threads that run
+        batches, with the tokens of each, without and with padding.
         """
         parts = self._parts
-        task = parts.task(options)
+        task = parts.task(options, too_long)
         runner = parts.batch_runner(self._loaded(), options)
         plan = default_plan(self.hardware)
         limits = plan.limits if batch_size is None else Limits(batch_size)
-        size = plan.window if window is None else window
+        size = self.window if window is None else window
         predictor = Predictor(parts.feeder, self._streams)
-        return predictor.outcomes(task, runner, items, size, limits)
+        return predictor.outcomes(task, runner, items, size, limits, on_batch)
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    async def apredict(self, texts: Sequence[Text], **arguments: Any) -> list[Prediction]:
+        """`predict` in a thread, so that the event loop goes on meanwhile."""
+        return await asyncio.to_thread(self.predict, texts, **arguments)
+
+    def amap(
+        self,
+        texts: Iterable[Text] | AsyncIterable[Text],
+        *,
+        window: int | None = None,
+        **arguments: Any,
+    ) -> AsyncIterator[Prediction]:
+        """`map` for ``async for``: the event loop goes on while a thread runs the batches.
+
+        An asynchronous source is read by the event loop, any other by that thread; nothing is
+        predicted before a window is full or the source ends.
+
+        Raises:
+            BadInput, CheckFailed, UsageError: as in `map`, when the first result, or the item's
+                own, is asked for.
+        """
+        size = self.window if window is None else window
+        return mapped(lambda items: self.map(items, window=size, **arguments), texts, size)
+
+    def predict_arrow(self, texts: Any, *, half: bool = False, **arguments: Any) -> Any:
+        """The predictions of an Arrow column of texts, as an Arrow array of structs.
+
+        The array has the type of the column ``prediction`` that `tfc run` writes to Parquet;
+        embeddings get there as arrays, without a Python list.
+
+        Args:
+            texts: a `pyarrow.Array` or `pyarrow.ChunkedArray` of strings, without nulls.
+            half: embeddings as float16 instead of float32.
+            arguments: as in `map`.
+
+        Raises:
+            BadInput, CheckFailed, UsageError: as in `predict`.
+        """
+        from tfc.runtime.formats.arrow import prediction_array
+
+        fields = prediction_fields(self.task, self.signature)
+        found = [_checked(outcome) for outcome in self.outcomes(texts.to_pylist(), **arguments)]
+        return prediction_array(found, fields, half)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Run one batch of tensors: arrays by input name → arrays by output name.
+
+        Arrays are numpy's, or tensors on the CPU of any library that speaks DLPack (torch, jax,
+        Arrow), whose memory is used as it is.
 
         Raises:
             BadInput: a name, type or shape does not fit the signature or the engine's profile.
         """
         runner = next(iter(self._loaded().values()))
-        check_tensors(self.signature, self._profile, inputs)
-        return runner.run(inputs)
+        arrays = arrays_from_tensors(inputs)
+        check_tensors(self.signature, self._profile, arrays)
+        return runner.run(arrays)
 
     def close(self) -> None:
         """Give back what the engine holds. Safe to call twice."""
         runners, self._runners = self._runners, None
         close_all(runners or {})
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str, int | None]]:
+        """Pickled as where it was loaded from: another process loads it there again."""
+        artifact, choice, threads = self._source
+        return Session.load, (str(artifact.path.resolve()), choice.name, threads)
 
     def __enter__(self) -> Session:
         return self
@@ -212,11 +315,33 @@ class Session:
     def _loaded(self) -> dict[str, Runner]:
         if self._runners is None:
             raise UsageError("this session was closed", fix="Load it again with Session.load")
+        if self._process != os.getpid():
+            self._load_after_fork()
         return self._runners
+
+    def _load_after_fork(self) -> None:
+        """Load the engine again: a fork leaves its threads behind, and it would run on one."""
+        with self._lock:
+            if self._process == os.getpid():
+                return
+            # Never let go of: ending the parent's engines would wait for their threads.
+            self._parents.append(self._runners)
+            artifact, choice, threads = self._source
+            self._runners = runners_from_engine(artifact, choice.engine, threads)
+            self._process = os.getpid()
 
 
 def _predictions(outcomes: Iterator[Outcome]) -> Iterator[Prediction]:
     for outcome in outcomes:
-        if outcome.error is not None:
-            raise outcome.error
-        yield outcome.prediction
+        yield _plain(_checked(outcome))
+
+
+def _checked(outcome: Outcome) -> Prediction:
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.prediction
+
+
+def _plain(prediction: Prediction) -> Prediction:
+    """The prediction as JSON values: its arrays, which are embeddings, as lists."""
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in prediction.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tfc.errors import BadInput
+from tfc.errors import BadInput, first_line
 from tfc.manifest import Engine, Signature, TensorSpec
 from tfc.runtime.backends.base import Profile, Range
 
@@ -21,6 +21,27 @@ def profile_of(engine: Engine) -> Profile:
     sizes = {axis: Range(*values) for axis, values in engine.profile.items()}
     batch, sequence = sizes.pop("batch", _ANY), sizes.pop("sequence", _ANY)
     return Profile(batch, sequence, sizes)
+
+
+def arrays_from_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors as numpy arrays that share their memory (DLPack); others stay what they are.
+
+    Raises:
+        BadInput: a tensor is not in the memory of the CPU, or has a type that numpy lacks.
+    """
+    return {name: _array(name, tensor) for name, tensor in tensors.items()}
+
+
+def _array(name: str, tensor: Any) -> Any:
+    if isinstance(tensor, np.ndarray) or not hasattr(tensor, "__dlpack__"):
+        return tensor
+    try:
+        return np.from_dlpack(tensor)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"the input '{name}' cannot be shared with numpy: {first_line(error)}",
+            fix="Give a tensor in the memory of the CPU, without a gradient",
+        ) from error
 
 
 def check_tensors(

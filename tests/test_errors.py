@@ -34,6 +34,7 @@ TREE = {
     "BadCheckpoint": 5,
     "BadArtifact": 5,
     "BadData": 5,
+    "JobStopped": 130,
 }
 
 

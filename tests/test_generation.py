@@ -189,9 +189,10 @@ def test_a_job_generates(
     rows = [json.dumps({"id": i, "text": text}) for i, text in enumerate(TEXTS)]
     (tmp_path / "in.jsonl").write_text("\n".join(rows), encoding="utf-8")
     arguments = ["--set", "max_new_tokens=4", "--set", "num_beams=2"]
-    done = cli("run", folder / "artifact", tmp_path / "in.jsonl", "-o", tmp_path / "o", *arguments)
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    done = cli("run", folder / "artifact", source, "-o", output, *arguments)
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in (tmp_path / "o").read_text().splitlines()]
+    found = [json.loads(line) for line in output.read_text().splitlines()]
     with tfc.Session.load(folder / "artifact") as session:
         expected = session.predict(TEXTS, max_new_tokens=4, num_beams=2)
     assert [row["prediction"] for row in found] == expected

@@ -54,8 +54,11 @@ def test_the_commands_run_in_their_order(folder: Path) -> None:
         assert max(map(len, done.stdout.splitlines())) <= 80 or "/" in done.stdout
     rows = [json.loads(line) for line in (folder / "labelled.jsonl").read_text().splitlines()]
     assert len(rows) == 3
+    assert {path.name for path in (folder / "labelled").iterdir()} == {
+        *("part-00000.parquet", "_SUCCESS")
+    }
 
-    for code, lines in zip(PYTHON, (2, 1), strict=True):
+    for code, lines in zip(PYTHON, (2, 3, 1), strict=True):
         blocked = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
         done = subprocess.run(
             [sys.executable, "-c", blocked + code],

@@ -18,7 +18,7 @@ from tfc.errors import BadArtifact, BadInput, TfcError
 from tfc.manifest import Signature
 from tfc.manifest import Task as TaskRecord
 from tfc.runtime.rows import Columns
-from tfc.runtime.tokenization import TextEncoder, checked_text
+from tfc.runtime.tokenization import Text, TextEncoder, checked_text
 
 Prediction = dict[str, Any]
 Array = npt.NDArray[Any]
@@ -60,12 +60,14 @@ class Task(Protocol):
 class TextModel:
     """What a task on text knows of the model.
 
-    `longest` is the most tokens that a row may have: the artifact's limit, or the engine's.
+    `longest` is the most tokens that a row may have: the artifact's limit, or the engine's. With
+    `refuse_long` a text that would be cut is refused instead.
     """
 
     task: TaskRecord
     encoder: TextEncoder
     longest: int
+    refuse_long: bool = False
 
 
 class TextTask(Generic[OptionsT]):
@@ -106,11 +108,32 @@ class TextTask(Generic[OptionsT]):
 
     def rows(self, items: Sequence[Item]) -> list[Sequence[Row] | TfcError]:
         """One row per item, cut at the artifact's limit."""
-        return [[row] for row in self._model.encoder.encode([item.value for item in items])]
+        return self._encoded(items, [item.value for item in items])
 
     def read(self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]) -> Prediction:
         """The prediction of one item."""
         raise NotImplementedError
+
+    def _encoded(
+        self, items: Sequence[Item], texts: Sequence[Text]
+    ) -> list[Sequence[Row] | TfcError]:
+        """One row for the text of each item, cut at the artifact's limit, or refused there."""
+        encoder = self._model.encoder
+        return [
+            too_long(item, encoder.preprocess.max_length)
+            if self._model.refuse_long and row.overflowing
+            else [row]
+            for item, row in zip(items, encoder.encode(texts), strict=True)
+        ]
+
+
+def too_long(item: Item, longest: int) -> BadInput:
+    """What is said of a text that would be cut, where that is not wanted."""
+    return BadInput(
+        f"the text is longer than the {longest} tokens that the model reads",
+        where=item.where,
+        fix="Give a shorter text, or let it be cut: too_long='truncate'",
+    )
 
 
 def check_outputs(names: Sequence[str], record: TaskRecord, signature: Signature) -> None:

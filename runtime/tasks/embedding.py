@@ -49,13 +49,13 @@ class FeatureExtraction(TextTask[EmbeddingOptions]):
     def rows(self, items: Sequence[Item]) -> list[Sequence[Row] | TfcError]:
         """One row per item, the prompt before it."""
         texts = [self._prompted(item.value) for item in items]
-        return [[row] for row in self._model.encoder.encode(texts)]
+        return self._encoded(items, texts)
 
     def read(self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]) -> Prediction:
-        """The vector, or the vectors, of one text in float32."""
+        """The vector, or the vectors, of one text: an array of float32 of its own."""
         (name,) = self.outputs(self._model.task)
         key = "token_embeddings" if name == LAST_HIDDEN_STATE else "embedding"
-        return {key: outputs[0][name].astype(np.float32).tolist()}
+        return {key: outputs[0][name].astype(np.float32)}
 
     def _prompted(self, text: Text) -> Text:
         if isinstance(text, tuple):

@@ -55,10 +55,9 @@ class FillMask(TextTask[FillMaskOptions]):
 
     def rows(self, items: Sequence[Item]) -> list[Sequence[Row] | TfcError]:
         """One row per text; none where it has no mask token."""
-        rows = self._model.encoder.encode([item.value for item in items])
         return [
-            [row] if self._mask in row.ids else self._no_mask(item)
-            for item, row in zip(items, rows, strict=True)
+            rows if isinstance(rows, TfcError) or self._mask in rows[0].ids else self._no_mask(item)
+            for item, rows in zip(items, super().rows(items), strict=True)
         ]
 
     def read(self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]) -> Prediction:

@@ -86,8 +86,11 @@ class TextGeneration(TextTask[GenerationOptions]):
 
     def rows(self, items: Sequence[Item]) -> list[Sequence[Row] | TfcError]:
         """One row per item, the prompt before it."""
-        rows = self._model.encoder.encode([self._prompt + item.value for item in items])
-        return [self._checked(item, row) for item, row in zip(items, rows, strict=True)]
+        encoded = self._encoded(items, [self._prompt + item.value for item in items])
+        return [
+            rows if isinstance(rows, TfcError) else self._checked(item, rows[0])
+            for item, rows in zip(items, encoded, strict=True)
+        ]
 
     def read(self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]) -> Prediction:
         """The text of each sequence, without special tokens."""

@@ -112,8 +112,8 @@ class ImageFeatureExtraction(MediaTask):
         return ("embedding",)
 
     def read(self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]) -> Prediction:
-        """The vector of one image in float32."""
-        return {"embedding": outputs[0]["embedding"].astype(np.float32).tolist()}
+        """The vector of one image: an array of float32 of its own."""
+        return {"embedding": outputs[0]["embedding"].astype(np.float32)}
 
 
 class SpeechRecognition(MediaTask):

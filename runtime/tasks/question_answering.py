@@ -23,7 +23,15 @@ from tfc.errors import BadInput, TfcError, UsageError
 from tfc.manifest import Task as TaskRecord
 from tfc.runtime.pieces import cut, windows_of
 from tfc.runtime.rows import Columns
-from tfc.runtime.tasks.base import Item, Prediction, Row, RowOutputs, TextModel, TextTask
+from tfc.runtime.tasks.base import (
+    Item,
+    Prediction,
+    Row,
+    RowOutputs,
+    TextModel,
+    TextTask,
+    too_long,
+)
 from tfc.runtime.tasks.options import option
 from tfc.runtime.tasks.spans import best_spans, candidates_of, characters_of
 
@@ -142,6 +150,8 @@ class QuestionAnswering(TextTask[AnswerOptions]):
         self, item: Item, question: Encoding, context: Encoding
     ) -> list[Encoding] | BadInput:
         encoder = self._model.encoder
+        if self._model.refuse_long and len(question) > self._options.max_question_len:
+            return too_long(item, self._options.max_question_len)
         question = cut(question, self._options.max_question_len)
         room = self._length - encoder.special_tokens(pair=True) - len(question)
         if room < 1:

@@ -19,7 +19,15 @@ import numpy as np
 
 from tfc.errors import BadArtifact, BadInput, TfcError, UsageError
 from tfc.runtime.pieces import BareTokens, bare, cut
-from tfc.runtime.tasks.base import Item, Prediction, Row, RowOutputs, TextModel, TextTask
+from tfc.runtime.tasks.base import (
+    Item,
+    Prediction,
+    Row,
+    RowOutputs,
+    TextModel,
+    TextTask,
+    too_long,
+)
 from tfc.runtime.tasks.options import option
 from tfc.runtime.tasks.scores import softmax
 
@@ -87,7 +95,13 @@ class ZeroShotClassification(TextTask[ZeroShotOptions]):
 
     def rows(self, items: Sequence[Item]) -> list[Sequence[Row] | TfcError]:
         """One row per label for each text."""
-        return [self._pairs(t) for t in self._model.encoder.tokenize([i.value for i in items])]
+        texts = self._model.encoder.tokenize([item.value for item in items])
+        return [
+            too_long(item, self._model.longest)
+            if self._model.refuse_long and len(text) > min(self._rooms)
+            else self._pairs(text)
+            for item, text in zip(items, texts, strict=True)
+        ]
 
     def read(self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]) -> Prediction:
         """The labels, best first."""

@@ -24,6 +24,7 @@ PURPOSES = {
     "openvino": "OpenVINO engines for CPUs",
     "images": "vision models, which read image files with Pillow",
     "ray": "batch jobs on a Ray cluster",
+    "metrics": "batch jobs that Prometheus watches: tfc run --metrics-file",
 }
 _DEVELOPMENT = {"dev", "demo"}  # extras for work on tfc itself
 

@@ -10,10 +10,11 @@ The tree, with the exit code that the command line gives to each::
     │   ├── MissingPackage
     │   ├── BackendUnavailable
     │   └── NoSpace
-    └── BadInput                 5  a file that was given is not what it should be
-        ├── BadCheckpoint
-        ├── BadArtifact
-        └── BadData
+    ├── BadInput                 5  a file that was given is not what it should be
+    │   ├── BadCheckpoint
+    │   ├── BadArtifact
+    │   └── BadData
+    └── JobStopped             130  a batch job was asked to stop (143 where SIGTERM asked)
 
 Each error says what happened, where, and what to do about it. Errors of torch, ONNX Runtime,
 TensorRT and the operating system are translated where they cross into tfc (``raise … from``),
@@ -38,6 +39,7 @@ EXIT_ENVIRONMENT = 4
 EXIT_BAD_INPUT = 5
 EXIT_INTERNAL = 70  # a defect in tfc itself; EX_SOFTWARE of sysexits.h
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+EXIT_TERMINATED = 143  # 128 + SIGTERM, as a shell reports it
 EXIT_OUTPUT_CLOSED = 141  # 128 + SIGPIPE, as a shell reports it
 
 
@@ -119,6 +121,12 @@ class BadArtifact(BadInput):
 
 class BadData(BadInput):
     """The data file is empty, unreadable, or has rows that cannot be used."""
+
+
+class JobStopped(TfcError):
+    """A batch job was asked to stop, and did, in good order."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 def is_installed(module: str) -> bool:

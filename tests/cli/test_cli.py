@@ -21,7 +21,10 @@ from tfc.cli.console import human_bytes, human_count, human_seconds, printable, 
 from tfc.cli.console import out as console
 
 PIPELINE = ["export", "optimize", "build-engine", "verify", "bench", "run", "inspect", "doctor"]
-HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx")
+HEAVY = (
+    *("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx"),
+    "pyarrow",
+)
 ESCAPE = "\x1b"
 
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-HEAVY = ["torch", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "PIL"]
+HEAVY = [
+    *("torch", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"),
+    *("numpy", "pyarrow", "PIL"),
+]
 
 BLOCKER = """
 import sys

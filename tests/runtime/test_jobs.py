@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tfc.errors import BadData, BadInput, CheckFailed, EnvironmentProblem, NoSpace, UsageError
-from tfc.runtime import Session, job_files
+from tfc.manifest import Signature, Task
+from tfc.runtime import Session
+from tfc.runtime.formats.streams import Bytes, LineReader
+from tfc.runtime.job_progress import JobProgress
 from tfc.runtime.jobs import JobSummary, run_job, texts_from_jsonl
 from tfc.runtime.predictor import Outcome
 from tfc.runtime.rows import Columns
@@ -23,9 +28,12 @@ class FakeSession:
     """Answers with the text's length; reads ahead like the real one."""
 
     columns = Columns("text")
+    task = Task("zero-shot-classification")
+    signature = Signature([], [])
 
     def __init__(self, window: int = 3, fail_on: str | None = None) -> None:
         self.window, self.fail_on = window, fail_on
+        self.identity = {"name": "fake", "sha256": "0"}
 
     def outcomes(self, items: Iterable[object], **options: Any) -> Iterator[Outcome]:
         source = iter(items)
@@ -87,6 +95,7 @@ def test_summary(tmp_path: Path) -> None:
     assert summary == JobSummary(
         rows=2,
         bad_rows=1,
+        resumed_rows=0,
         seconds=summary.seconds,
         rows_per_second=2 / summary.seconds,
         tokens=8,
@@ -198,7 +207,7 @@ def test_half_a_character_in_another_field_passes_through(tmp_path: Path) -> Non
 def test_order_and_line_numbers_with_many_bad_rows(tmp_path: Path) -> None:
     rows = [{"text": str(i)} if i % 3 else {"no": i} for i in range(100)]
     source = written(tmp_path / "in.jsonl", *rows)
-    run_job(FakeSession(window=5), source, tmp_path / "out.jsonl")
+    run_job(FakeSession(window=5), source, tmp_path / "out.jsonl", shard_rows=30)
     assert [row["text"] for row in lines(tmp_path / "out.jsonl")] == [
         str(i) for i in range(100) if i % 3
     ]
@@ -212,7 +221,12 @@ def test_windows_line_ends_byte_order_mark_blank_lines_and_no_last_newline(tmp_p
     summary = run_job(FakeSession(), source, tmp_path / "out.jsonl")
     assert [row["text"] for row in lines(tmp_path / "out.jsonl")] == ["a", "b"]
     assert lines(tmp_path / "out.jsonl.errors.jsonl") == [
-        {"line": 4, "error": "the field 'text' is a number, not a text", "row": '{"text": 1}'}
+        {
+            "file": str(source),
+            "line": 4,
+            "error": "the field 'text' is a number, not a text",
+            "row": '{"text": 1}',
+        }
     ]
     assert summary.rows == 2
 
@@ -272,18 +286,18 @@ def test_an_input_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
         run_job(FakeSession(), source, tmp_path / "out.jsonl")
 
 
-def test_an_input_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_that_breaks_off() -> None:
     class Broken:
         read = 0
 
-        def readline(self) -> bytes:
+        def readline(self, most: int) -> bytes:
             self.read += 1
             if self.read == 3:
                 raise OSError(errno.EIO, "Input/output error")
             return b'{"text": "a"}\n'
 
     with pytest.raises(BadData, match="line 3: reading it failed: Input/output error"):
-        list(job_files.input_lines(Broken(), tmp_path / "in.jsonl", None))  # type: ignore[arg-type]
+        list(LineReader(Bytes(Broken()), "in.jsonl"))  # type: ignore[arg-type]
 
 
 def test_paths_that_make_no_sense(tmp_path: Path) -> None:
@@ -296,8 +310,10 @@ def test_paths_that_make_no_sense(tmp_path: Path) -> None:
         (link, source, "overwrite its own input"),
         (source, tmp_path / "." / "in.jsonl", "overwrite its own input"),
         (errors, tmp_path / "out.jsonl", "overwrite its own input"),
-        (tmp_path, tmp_path / "out.jsonl", "a folder"),
-        (source, tmp_path, "a folder"),
+        (tmp_path, tmp_path / "out.csv", "lies in the folder of the inputs"),
+        (tmp_path, tmp_path, "lies in the folder of the inputs"),
+        (source, tmp_path, "this folder is not empty: it holds in.jsonl"),
+        (source, tmp_path / "out", "does not tell what to write"),
         (source, source / "out.jsonl", "a file is where"),
     ]:
         with pytest.raises(UsageError, match=problem):
@@ -325,7 +341,7 @@ def test_a_failure_leaves_the_old_files_alone(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(RuntimeError, match="the engine broke"):
         run_job(FakeSession(fail_on="c"), source, tmp_path / "out.jsonl")
-    assert files(tmp_path) == {"in.jsonl", *old}
+    assert files(tmp_path) == {"in.jsonl", *old, ".out.jsonl.tfc-job"}
     assert {name: (tmp_path / name).read_bytes() for name in old} == old
 
 
@@ -336,25 +352,29 @@ def test_nothing_is_at_the_final_path_before_the_end(tmp_path: Path) -> None:
         FakeSession(),
         source,
         tmp_path / "out.jsonl",
-        on_progress=lambda done, total: seen.append((tmp_path / "out.jsonl").exists()),
+        on_progress=lambda now: seen.append((tmp_path / "out.jsonl").exists()),
     )
-    assert seen
-    assert not any(seen)
+    *before, after = seen
+    assert before
+    assert not any(before)
+    assert after
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A limit on the size of files stands in for a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
     source = written(tmp_path / "in.jsonl", *({"text": "x" * 1000} for _ in range(100)))
-
-    def full(target: Path, cleanup: Any) -> Any:
-        path = tmp_path / f".{target.name}.temporary"
-        path.touch()
-        cleanup.callback(path.unlink, missing_ok=True)
-        return path, cleanup.enter_context(open("/dev/full", "wb"))
-
-    monkeypatch.setattr(job_files, "_temporary", full)
-    with pytest.raises(NoSpace, match="no space left") as caught:
-        run_job(FakeSession(), source, tmp_path / "out.jsonl")
+    with files_of_at_most(20_000), pytest.raises(NoSpace, match="no space left") as caught:
+        run_job(FakeSession(window=50), source, tmp_path / "out.jsonl")
     assert isinstance(caught.value.__cause__, OSError)
     assert files(tmp_path) == {"in.jsonl"}
 
@@ -362,10 +382,10 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = written(tmp_path / "in.jsonl", {"text": "a"})
 
-    def refused(**_: Any) -> Any:
+    def refused(*_: Any, **__: Any) -> Any:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("tempfile.mkstemp", refused)
+    monkeypatch.setattr(Path, "mkdir", refused)
     with pytest.raises(EnvironmentProblem, match="not permitted"):
         run_job(FakeSession(), source, tmp_path / "out.jsonl")
 
@@ -373,22 +393,23 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
 def test_progress_grows_to_the_size_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tfc.runtime.jobs.PROGRESS_INTERVAL_S", 0.0)
-    source = written(tmp_path / "in.jsonl", *({"text": str(i)} for i in range(9)))
-    calls: list[tuple[int, int]] = []
-    run_job(FakeSession(), source, tmp_path / "out.jsonl", on_progress=lambda *c: calls.append(c))
+    monkeypatch.setattr("tfc.runtime.job_progress.PROGRESS_INTERVAL_S", 0.0)
+    source = written(tmp_path / "in.jsonl", *({"text": str(i)} for i in range(9)), b"{")
+    calls: list[JobProgress] = []
+    run_job(FakeSession(window=4), source, tmp_path / "out.jsonl", on_progress=calls.append)
     size = source.stat().st_size
-    assert {total for _, total in calls} == {size}
-    done = [done for done, _ in calls]
+    assert {call.total_bytes for call in calls} == {size}
+    assert [call.rows for call in calls] == [0, 4, 8, 9, 9]
+    assert [call.bad_rows for call in calls] == [0, 0, 0, 1, 1]
+    done = [call.bytes for call in calls]
     assert done == sorted(done)
-    assert len(done) == 10
-    assert done[-1] == size
+    assert (done[0], done[-1]) == (0, size)
 
 
 def test_progress_is_not_reported_for_every_row(tmp_path: Path) -> None:
     source = written(tmp_path / "in.jsonl", *({"text": str(i)} for i in range(2000)))
-    calls: list[int] = []
-    run_job(FakeSession(), source, tmp_path / "out.jsonl", on_progress=lambda d, _: calls.append(d))
+    calls: list[JobProgress] = []
+    run_job(FakeSession(window=100), source, tmp_path / "out.jsonl", on_progress=calls.append)
     assert 2 <= len(calls) < 200
 
 
@@ -418,16 +439,14 @@ def test_holds_no_more_rows_than_the_session_reads_ahead(
             super().append(item)
             longest = max(longest, len(self))
 
-    monkeypatch.setattr("tfc.runtime.jobs.deque", Watched)
+    monkeypatch.setattr("tfc.runtime.job_rows.deque", Watched)
     source = written(tmp_path / "in.jsonl", {"text": "one"}, *({"no": i} for i in range(500)))
-    run_job(FakeSession(window=4), source, tmp_path / "out.jsonl")
+    run_job(FakeSession(window=4), source, tmp_path / "out.jsonl", shard_rows=1000)
     assert 0 < longest <= 2 * 4
 
 
 def test_an_engine_whose_values_are_not_finite(tmp_path: Path) -> None:
-    class Broken:
-        columns = Columns("text")
-
+    class Broken(FakeSession):
         def outcomes(self, items: Iterable[object], **options: Any) -> Iterator[Outcome]:
             for item in items:
                 yield Outcome(error=CheckFailed(f"not finite for {item}"))

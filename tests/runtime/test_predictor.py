@@ -74,7 +74,9 @@ def test_token_embeddings_are_of_the_texts_own_tokens(side: str) -> None:
     loop = Loop(task, "last_hidden_state", side, Range(5, 8, 16))
     found = loop.outcomes(TEXTS, 4, Limits(2))
     for outcome, encoding in zip(found, encoder(side).encode(TEXTS), strict=True):
-        assert outcome.prediction == {"token_embeddings": [[i, 1] for i in encoding.ids]}
+        embeddings = outcome.prediction["token_embeddings"]
+        assert embeddings.dtype == np.float32
+        assert embeddings.tolist() == [[i, 1] for i in encoding.ids]
         assert outcome.tokens == len(encoding)
         assert outcome.padded >= max(5, outcome.tokens)
 

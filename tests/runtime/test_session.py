@@ -26,6 +26,7 @@ from tfc.errors import (
 from tfc.manifest import Task, Verdict
 from tfc.runtime import Session
 from tfc.runtime.backends import backend
+from tfc.runtime.tensors import arrays_from_tensors
 
 pytestmark = pytest.mark.ort
 
@@ -333,6 +334,21 @@ def test_tensors_in_tensors_out(tiny: Any) -> None:
         outputs = session.run(batch)
     assert list(outputs) == ["logits"]
     assert np.abs(outputs["logits"] - tiny.logits(["hello"])).max() < 1e-4
+
+
+def test_tensors_of_other_libraries_are_used_as_they_are(tiny: Any) -> None:
+    import torch
+
+    ids = torch.tensor([[101, 7592, 102]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": ids * 0}
+    arrays = arrays_from_tensors(batch)
+    assert arrays["input_ids"].ctypes.data == ids.data_ptr()
+    with Session.load(tiny.path) as session:
+        found = session.run(batch)["logits"]
+        assert np.array_equal(found, session.run(arrays)["logits"])
+        learned = torch.ones((1, 3), requires_grad=True)
+        with pytest.raises(BadInput, match="'attention_mask' cannot be shared with numpy"):
+            session.run({**batch, "attention_mask": learned})
 
 
 def spoiled(**changes: Any) -> dict[str, Any]:

@@ -125,6 +125,7 @@ Exit codes:
    5  bad input or artifact
   70  a defect in tfc
  130  interrupted
+ 143  a batch job stopped in good order, as SIGTERM asked
 """,
 )
 @click.version_option(package_name="tfc", prog_name="tfc", message="%(prog)s %(version)s")

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfc.cli.console import err, human_count, human_seconds, out, progress
+from tfc.cli.console import err, out
 from tfc.cli.options import artifact_argument
+from tfc.cli.run_display import JsonLog, all_of, counted, live, show_summary, summary_json
+from tfc.cli.run_metrics import MetricsFile
+from tfc.cli.run_signals import stop_requests
+from tfc.errors import BadData, JobStopped
+
+if TYPE_CHECKING:
+    from tfc.runtime import Session
 
 
 class RunCommand(click.Command):
@@ -29,10 +39,8 @@ class RunCommand(click.Command):
 
 @click.command("run", cls=RunCommand)
 @artifact_argument
-@click.argument("input", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="JSON lines to write."
-)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, help="The file or folder/ to write, or - .")
 @click.option("--engine", metavar="NAME", help="The engine.  [default: the best that runs here]")
 @click.option(
     "--set",
@@ -51,24 +59,68 @@ class RunCommand(click.Command):
     metavar="FIELD",
     help="The field with the second text.  [default: none, or context]",
 )
+@click.option("--id-column", metavar="FIELD", help="A field to repeat in the file of bad rows.")
+@click.option("--format", metavar="FORMAT", help="The inputs' format, where no name tells it.")
+@click.option("--output-format", metavar="FORMAT", help="The output's format.")
+@click.option("--half-embeddings", is_flag=True, help="Store embeddings as float16 (Parquet).")
+@click.option(
+    "--too-long",
+    type=click.Choice(["truncate", "fail"]),
+    default="truncate",
+    show_default=True,
+    help="What becomes of a text that is longer than the model reads.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="fail: exit code 5 at the end if a row was bad.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
 @click.option("--limit", type=click.IntRange(min=1), help="Run the first so many rows only.")
+@click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    help="Rows that are sorted by length together.  [default: 4096; GPU 16384]",
+)
+@click.option(
+    "--shard-rows",
+    type=click.IntRange(min=1),
+    help="Rows of a shard, or of a part of an output folder.",
+)
+@click.option("--restart", is_flag=True, help="Begin anew, whatever an earlier run left.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--log-json", is_flag=True, help="Log to stderr, a line of JSON per event.")
+@click.option(
+    "--metrics-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keep the state of the job in this file, for Prometheus.",
+)
 def command(
     artifact: str,
-    input: Path,
-    output: Path,
+    inputs: tuple[str, ...],
+    output: str,
     engine: str | None,
     settings: tuple[str, ...],
-    text_column: str | None,
-    pair_column: str | None,
     threads: int | None,
-    limit: int | None,
+    on_error: str,
+    as_json: bool,
+    log_json: bool,
+    metrics_file: Path | None,
+    **job: Any,
 ) -> None:
-    """Run a batch job: JSON lines in, the same rows with a prediction out.
+    """Run a batch job: rows in, the same rows with a prediction out.
 
-    INPUT has one JSON object per line. Rows keep their order and their fields. A row that cannot
-    be used goes, with its line number and the reason, to OUTPUT.errors.jsonl. Question answering
-    reads the fields question and context, every other task the field text.
+    INPUT is a file, a quoted glob, a folder, or - for standard input (with --format). Files are
+    JSON lines, CSV (.csv, .tsv) or Parquet by their suffix; all but Parquet also compressed: .gz,
+    .bz2, .zst. A name that ends with / is a folder of parts.
+
+    Rows keep their order and their fields. A row that cannot be used goes, with its line number
+    and the reason, to OUTPUT.errors.jsonl. Question answering reads the fields question and
+    context, every other task the field text.
+
+    A job that was stopped or killed goes on when the same command is run again.
 
     A VALUE is JSON, or plain text; a list may be given with commas: --set labels=refund,delivery
     """
@@ -76,33 +128,46 @@ def command(
     from tfc.runtime.jobs import run_job
     from tfc.runtime.tasks.options import values_from_settings
 
+    log = JsonLog()
+    metrics = None if metrics_file is None else MetricsFile(metrics_file, output)
     with Session.load(artifact, engine=engine, threads=threads) as session:
-        options = values_from_settings(session.task.name, session.options, settings)
-        if session.verdict != "verified":
-            err.print(
-                f"tfc: warning: engine {session.engine_name} is not verified "
-                f"(parity: {session.verdict}). Check it with: tfc verify {artifact}"
-            )
-        with progress("running") as report:
-            summary = run_job(
-                session,
-                input,
-                output,
-                text_column=text_column,
-                pair_column=pair_column,
-                on_progress=report,
-                limit=limit,
-                **options,
-            )
-    out.print(
-        f"{summary.rows} rows in {human_seconds(summary.seconds)} with {session.engine_name}: "
-        f"{summary.rows_per_second:.0f} rows/s, "
-        f"{human_count(round(summary.tokens_per_second))} tokens/s, "
-        f"{summary.padding_waste:.1%} padding"
-    )
-    out.print(f"written to {summary.output}", soft_wrap=True)
-    if summary.errors is not None:
-        out.print(
-            f"{summary.bad_rows} bad rows left out, each with its reason: {summary.errors}",
-            soft_wrap=True,
+        job.update(values_from_settings(session.task.name, session.options, settings))
+        _warn(session, artifact, log if log_json else None)
+        shown = nullcontext(log.report) if log_json else live()
+        with stop_requests() as stopped, shown as show:
+            told = [show] if metrics is None else [show, metrics.report]
+            try:
+                summary = run_job(
+                    session, inputs, output, on_progress=all_of(told), stopped=stopped, **job
+                )
+            except JobStopped as stop:
+                stop.exit_code = stopped.exit_code or stop.exit_code
+                raise
+    if metrics is not None:
+        metrics.finish()
+    if log_json:
+        log.event("finished", engine=session.engine_name, **dataclasses.asdict(summary))
+    console = err if summary.output is None else out
+    if as_json:
+        click.echo(summary_json(summary, session.engine_name), err=summary.output is None)
+    else:
+        show_summary(summary, session.engine_name, console)
+    if on_error == "fail" and summary.bad_rows:
+        raise BadData(
+            f"{counted(summary.bad_rows, 'row')} could not be used",
+            where=str(summary.errors or output),
+            fix="Mend them, or let them be left out: --on-error skip",
         )
+
+
+def _warn(session: Session, artifact: str, log: JsonLog | None) -> None:
+    """Say that the engine is not verified; in the log where there is one."""
+    if session.verdict == "verified":
+        return
+    if log is not None:
+        log.event("warning", engine=session.engine_name, parity=session.verdict)
+        return
+    err.print(
+        f"tfc: warning: engine {session.engine_name} is not verified "
+        f"(parity: {session.verdict}). Check it with: tfc verify {artifact}"
+    )

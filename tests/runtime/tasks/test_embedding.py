@@ -35,10 +35,12 @@ def task(record: Task, default_prompt: str = "", **options: Any) -> FeatureExtra
         (TOKENS, "last_hidden_state", [[1, 2], [3, 4]], "token_embeddings"),
     ],
 )
-def test_plain_floats_of_the_engines_values(record: Task, name: str, values: Any, key: str) -> None:
+def test_float32_of_the_engines_values(record: Task, name: str, values: Any, key: str) -> None:
     assert FeatureExtraction.outputs(record) == (name,)
     found = task(record).read(Item("", ""), [None], [{name: np.array(values, np.float16)}])
-    assert found == {key: values}
+    assert list(found) == [key]
+    assert found[key].dtype == np.float32
+    assert found[key].tolist() == values
 
 
 @pytest.mark.parametrize(

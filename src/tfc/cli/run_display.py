@@ -1,0 +1,129 @@
+"""What `tfc run` shows: a live line on a terminal or JSON events while it runs, then a summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tfc.cli.console import err, human_count, human_seconds
+from tfc.runtime.batching import padding_waste
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tfc.runtime.job_progress import JobProgress
+    from tfc.runtime.jobs import JobSummary
+
+# Seconds between two progress events of --log-json: a night's job gives a log of some megabytes.
+_LOG_INTERVAL_S = 10.0
+
+Report = Callable[["JobProgress"], None]
+
+
+@contextmanager
+def live() -> Iterator[Report]:
+    """A bar on stderr with rates and the time that is left; nothing where that is no terminal."""
+    if not err.is_terminal:
+        yield _silent
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(BarColumn(20), TaskProgressColumn(), text, console=err, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        first: list[int] = []
+
+        def report(now: JobProgress) -> None:
+            if not first:
+                first.append(now.bytes)
+            total = now.total_bytes or None
+            described = line_of(now, first[0])
+            bar.update(task, completed=now.bytes, total=total, description=described)
+
+        yield report
+
+
+def line_of(now: JobProgress, first_bytes: int) -> str:
+    """Rates, padding, bad rows and the time that is left: `212 rows/s  9.1 k tokens/s  …`."""
+    seconds = max(now.seconds, 1e-9)
+    parts = [
+        f"{now.rows / seconds:.0f} rows/s",
+        f"{human_count(round(now.tokens / seconds))} tokens/s",
+        f"{padding_waste(now.tokens, now.padded):.1%} padding",
+    ]
+    if now.bad_rows:
+        parts.append(f"{counted(now.bad_rows, 'bad row')}")
+    done = now.bytes - first_bytes
+    if done and now.total_bytes:
+        parts.append(f"{human_seconds((now.total_bytes - now.bytes) * seconds / done)} left")
+    return "  ".join(parts)
+
+
+class JsonLog:
+    """Writes events to stderr, each a line of JSON with its time."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Write one."""
+        stamp = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        click.echo(json.dumps({"time": stamp, "event": name, **fields}, default=str), err=True)
+
+    def report(self, now: JobProgress) -> None:
+        """A `progress` event, at most one in `_LOG_INTERVAL_S`."""
+        clock = time.monotonic()
+        if clock >= self._next:
+            self._next = clock + _LOG_INTERVAL_S
+            self.event("progress", **dataclasses.asdict(now))
+
+
+def all_of(reports: Sequence[Report]) -> Report:
+    """One that calls them all."""
+
+    def report(now: JobProgress) -> None:
+        for each in reports:
+            each(now)
+
+    return report
+
+
+def show_summary(summary: JobSummary, engine: str, console: Console) -> None:
+    """Two lines, a third where rows were bad."""
+    console.print(
+        f"{counted(summary.rows, 'row')} in {human_seconds(summary.seconds)} with {engine}: "
+        f"{summary.rows_per_second:.0f} rows/s, "
+        f"{human_count(round(summary.tokens_per_second))} tokens/s, "
+        f"{summary.padding_waste:.1%} padding"
+    )
+    if summary.resumed_rows:
+        console.print(f"{counted(summary.resumed_rows, 'row')} of the input done by an earlier run")
+    if summary.output is not None:
+        console.print(f"written to {summary.output}", soft_wrap=True)
+    if summary.bad_rows:
+        where = summary.errors or "on standard error"
+        console.print(
+            f"{counted(summary.bad_rows, 'bad row')} left out, each with its reason: {where}",
+            soft_wrap=True,
+        )
+
+
+def summary_json(summary: JobSummary, engine: str) -> str:
+    """The summary as one line of JSON."""
+    return json.dumps({"engine": engine, **dataclasses.asdict(summary)}, default=str)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _silent(now: JobProgress) -> None:
+    """Show nothing."""
