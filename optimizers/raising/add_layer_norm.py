@@ -46,6 +46,8 @@ _NORM_ATTRIBUTES = (
     ("epsilon", ir.AttributeType.FLOAT, 1e-5),
     ("stash_type", ir.AttributeType.INT, 1),
 )
+# What exporters do to the rows of a table before they are added.
+_MOVING = ("Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,14 @@ def _is_shared(value: ir.Value, other: ir.Value) -> bool:
 
 
 def _is_embedding(value: ir.Value) -> bool:
-    """Whether the value is rows of tables, or sums of such rows."""
+    """Whether the value is rows of tables, scaled or moved, or sums of such rows."""
     node = value.producer()
     if node is None:
         return constant(value) is not None
-    if is_op(node, "Add"):
+    if node.op_type in ("Add", "Mul", "Div"):
         return all(v is not None and _is_embedding(v) for v in node.inputs)
+    if node.op_type in _MOVING and node.inputs[0] is not None:
+        return _is_embedding(node.inputs[0])
     if is_op(node, "Gather"):
         return constant(node.inputs[0]) is not None
     return False

@@ -31,12 +31,14 @@ that is not met leaves the nodes as they are.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from tfc.optimizers.graph import (
     add_constant,
+    ancestors,
     attribute,
     copy_type,
     insert_before,
@@ -53,9 +55,10 @@ KIND = "attention"
 ATTENTION_OPSET = 23
 # exp(-1e4) is 0 in fp32, and models trained in fp16 fill with no less.
 _VANISHES = -1e4
-# ONNX Runtime's Attention takes the lowest number for -inf: a row without any key to see becomes 0
-# instead of the mean of all values. Half of it absorbs every score as well, and is a number.
-_NOT_LOWEST = 0.5
+# ONNX Runtime's Attention takes the lowest number for -inf: a row without any key to see (the
+# padding on the left of a causal model) becomes 0 instead of the mean of values. A quarter of it
+# absorbs every score as well, and a padding mask on top of a causal one is still a number.
+_NOT_LOWEST = 0.25
 # Scale, bias, mask, fill: no exporter writes more than a few operations there.
 _MAX_CHAIN = 8
 # How keys become the second operand of the scores: from heads before tokens, or from tokens before
@@ -316,7 +319,7 @@ def _mask(model: ir.Model, match: Match, new: list[ir.Node]) -> ir.Value | None:
     row without any key to see would get another result (a mean of all values, in the original).
     """
     dtype = match.q.dtype.numpy() if match.q.dtype is not None else np.dtype(np.float32)
-    parts = list(match.added)
+    parts = [_above_lowest(model, value, dtype, new) for value in match.added]
     for number, masked in enumerate(match.masked):
         kept = add_constant(model, "attention_kept", np.zeros((), dtype))
         fill = np.asarray(max(masked.fill, np.finfo(dtype).min * _NOT_LOWEST), dtype)
@@ -331,6 +334,24 @@ def _mask(model: ir.Model, match: Match, new: list[ir.Node]) -> ir.Value | None:
     for value in parts[1:]:
         total = _append(new, ir.node("Add", [total, value]))
     return total
+
+
+def _above_lowest(
+    model: ir.Model, mask: ir.Value, dtype: np.dtype[Any], new: list[ir.Node]
+) -> ir.Value:
+    """The mask, raised to a share of the lowest number if it is made with numbers below that."""
+    floor = np.asarray(np.finfo(dtype).min * _NOT_LOWEST, dtype)
+    made_with = [scalar(v) for node in ancestors(mask) for v in (*node.inputs, *node.outputs)]
+    if not any(n is not None and np.isfinite(n) and n < floor for n in made_with):
+        return mask
+    low = add_constant(model, "attention_lowest", floor)
+    readers = (use.node for use in mask.uses())
+    before = next((n for n in readers if is_op(n, "Max") and low in n.inputs), None)
+    if before is not None:  # another block's, which stands earlier
+        return before.outputs[0]
+    raised = ir.node("Max", [mask, low])
+    copy_type(mask, raised.outputs[0])
+    return _append(new, raised)
 
 
 def _append(new: list[ir.Node], node: ir.Node) -> ir.Value:
