@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from tfc.optimizers import Report
+    from tfc.optimizers.passes import Refusal
     from tfc.runtime.padding import Feed
 
 
@@ -49,7 +51,7 @@ def optimize_file(
 
     from tfc.optimizers import optimize
 
-    graph, feeds = graph_and_feeds(model)
+    graph, feeds, notes = graph_and_feeds(model)
     optimized, report = optimize(
         graph,
         target,
@@ -59,11 +61,14 @@ def optimize_file(
         on_pass=on_progress,
     )
     write_atomically(Path(output), ir.to_proto(optimized).SerializeToString())
-    return report
+    return dataclasses.replace(report, missed=(*notes, *report.missed))
 
 
-def graph_and_feeds(model: str | Path) -> tuple[ir.Model, list[Feed]]:
-    """The graph of an ONNX file in the current opset, and inputs on which it runs.
+def graph_and_feeds(
+    model: str | Path,
+) -> tuple[ir.Model, list[Feed], tuple[Refusal, ...]]:
+    """The graph of an ONNX file in the current opset, inputs on which it runs, and what is to be
+    said of its axes.
 
     Raises:
         BadInput: the file is missing, is not ONNX, or does not run.
@@ -72,6 +77,7 @@ def graph_and_feeds(model: str | Path) -> tuple[ir.Model, list[Feed]]:
         require(package, "compile")
     import onnx
 
+    from tfc.optimizers.axes import settle_axes
     from tfc.optimizers.opset import with_current_opset
     from tfc.optimizers.probes import ledger_feeds
 
@@ -89,8 +95,9 @@ def graph_and_feeds(model: str | Path) -> tuple[ir.Model, list[Feed]]:
         ) from error
     graph = with_current_opset(proto)
     try:
-        return graph, ledger_feeds(graph)
-    except RuntimeError as error:
+        notes = settle_axes(graph)
+        return graph, ledger_feeds(graph), notes
+    except Exception as error:  # ONNX Runtime's errors have no common root
         raise BadInput(
             f"the model does not run on probe inputs ({first_line(error)})",
             where=str(path),
