@@ -64,7 +64,8 @@ def settle_axes(model: ir.Model) -> tuple[Refusal, ...]:
         refusal(
             KIND,
             model.graph[0],
-            f"the axis '{axis}' is fixed to {size}: the graph does not run at other sizes: {reason}",
+            f"the axis '{axis}' is fixed to {size}: the graph does not run at other sizes "
+            f"({reason})",
         )
         for axis, size in fixed.items()
     )
