@@ -8,7 +8,7 @@ From the softmax up, each operation is taken off the scores until their product 
 3. `Add`, `Sub`: a bias or an additive mask;
 4. `Where` with a number: a fill. With `Max` or `Clip` a floor, which does nothing;
 5. `Cast` to another floating-point type: the precision of the softmax;
-6. `Transpose` of the last two axes of the product: its operands are exchanged.
+6. `Transpose` of the last two axes, before a mask: the operands of the product are exchanged.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ def scores_of(value: ir.Value | None) -> Scores | str:
     while value is not None and (node := value.producer()) is not None:
         if is_op(node, "MatMul"):
             return replace(found, product=node)
-        if swaps_last_axes(node) and is_op(below := _producer(node.inputs[0]), "MatMul"):
-            return replace(found, product=below, swapped=True)
+        if swaps_last_axes(node):
+            value, found = node.inputs[0], replace(found, swapped=not found.swapped)
+            continue
         step = _peel(node)
         if isinstance(step, str):
             return step
@@ -144,6 +145,8 @@ def _producer(value: ir.Value | None) -> ir.Node | None:
 def _taken(found: Scores, step: _Step) -> Scores | str:
     """What was found, and one step more; what is added is scaled by what comes after it."""
     added, masked = found.added, found.masked
+    if found.swapped and (step.added or step.masked or step.temperature):
+        return "the scores are transposed after the mask is added"
     if found.temperatures and (step.added is not None or step.masked is not None):
         return "the scores are scaled by a tensor after the mask is added"
     if step.added is not None:
@@ -155,6 +158,7 @@ def _taken(found: Scores, step: _Step) -> Scores | str:
         masked = (*masked, replace(step.masked, fill=fill))
     more = (step.temperature,) if step.temperature is not None else ()
     return Scores(
+        swapped=found.swapped,
         scale=found.scale * step.scale,
         temperatures=found.temperatures + more,
         added=added,
@@ -239,13 +243,11 @@ def leads_to_scores(value: ir.Value | None) -> bool:
             return False
         if is_op(node, "MatMul"):
             return True
-        if swaps_last_axes(node):
-            return is_op(_producer(node.inputs[0]), "MatMul")
         if node.op_type in ("Add", "Sub", "Mul", "Div", "Max"):
             return any(scalar(v) is None and leads_to_scores(v) for v in node.inputs)
         if node.op_type == "Where":
             value = node.inputs[1] if scalar(node.inputs[1]) is None else node.inputs[2]
-        elif node.op_type in ("Cast", "Clip"):
+        elif node.op_type in ("Cast", "Clip") or swaps_last_axes(node):
             value = node.inputs[0]
         else:
             return False
@@ -276,14 +278,22 @@ def _nodes(value: ir.Value, around: object) -> list[ir.Node]:
 
 def _values_above(value: ir.Value) -> Iterator[ir.Value]:
     node = value.producer()
-    if node is not None and node.op_type in _AROUND:
+    if node is not None and (node.op_type in _AROUND or _mixes_heads(node)):
         yield from (v for v in node.inputs if v is not None and constant(v) is None)
 
 
 def _values_below(value: ir.Value) -> Iterator[ir.Value]:
     for use in value.uses():
-        if use.node.op_type in _AROUND:
+        if use.node.op_type in _AROUND or _mixes_heads(use.node):
             yield from use.node.outputs
+
+
+def _mixes_heads(node: ir.Node) -> bool:
+    """Whether the node applies weights to scores `[batch, …, …, …]` (talking heads)."""
+    if node.op_type not in ("BatchNormalization", "Conv", "MatMul"):
+        return False
+    shape = node.outputs[0].shape
+    return shape is not None and len(shape) == 4 and any(_is_weight(v) for v in node.inputs[1:])
 
 
 def _is_product(node: ir.Node) -> bool:
