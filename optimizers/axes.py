@@ -8,7 +8,7 @@ axes are tried in turn:
 
 1. each name is a size of its own (a name such as `past + sequence` is the sum that it says);
 2. one axis is the sum of two others;
-3. the axes at one place are one axis;
+3. the axes at one place of inputs of one rank are one axis (the caches first, then all);
 4. some axes are fixed to the sizes at which the graph runs.
 
 The first that runs is written into the inputs' shapes.
@@ -30,6 +30,10 @@ from tfc.optimizers.probes import dynamic_axes, feed_of_sizes, sizes_of_probe, w
 KIND = "shapes"
 # Sizes that traces are made with, and at which an axis may be fixed.
 _TRACED = tuple(itertools.product((2, 1, 4, 8), (7, 8, 16, 128, 3, 32, 64)))
+# Inputs of which a decoder has two for each layer, and all inputs: their ranks.
+_CACHES, _ALL = range(4, 6), range(1, 9)
+# With more names than this, sums are not guessed.
+_MAX_NAMES = 5
 # Two probes, so that sizes that fit by chance do not count.
 _PROBES = 2
 
@@ -74,24 +78,36 @@ def settle_axes(model: ir.Model) -> tuple[Refusal, ...]:
 def _guesses(model: ir.Model, axes: Sequence[str]) -> Iterator[Meaning]:
     """Cases 1 to 3 of the module's docstring."""
     own: Meaning = {axis: axis for axis in axes}
-    places = _by_place(model)
-    for base in (own, places) if places != own else (own,):
+    bases = [own, *(_by_place(model, ranks) for ranks in (_CACHES, _ALL))]
+    for base in [b for i, b in enumerate(bases) if b not in bases[:i]]:
         yield base
-        names = list(dict.fromkeys(base.values()))
-        for total, (first, second) in itertools.product(names, itertools.combinations(names, 2)):
-            if total not in (first, second):
-                summed = f"{first} + {second}"
+        names = [name for name in dict.fromkeys(base.values()) if name not in _batches(model)]
+        if len(names) > _MAX_NAMES:
+            continue
+        for total in names:
+            others = [str(name) for name in names if name != total]
+            for pair in itertools.combinations(others, 2):
+                summed = " + ".join(pair)
                 yield {a: summed if name == total else name for a, name in base.items()}
 
 
-def _by_place(model: ir.Model) -> Meaning:
-    """Each axis as the first one that stands at its place."""
-    first: dict[int, str] = {}
+def _batches(model: ir.Model) -> set[str]:
+    """The names of leading axes, which are no sum."""
+    leading = (shape[0] for v in model.graph.inputs if (shape := known_shape(v)))
+    return {dim for dim in leading if isinstance(dim, str)}
+
+
+def _by_place(model: ir.Model, ranks: range) -> Meaning:
+    """Each axis of inputs of these ranks as the first that stands at its place in such an input."""
+    first: dict[tuple[int, int], str] = {}
     meaning: Meaning = {}
     for value in model.graph.inputs:
-        for place, dim in enumerate(known_shape(value) or ()):
+        shape = known_shape(value) or ()
+        for place, dim in enumerate(shape):
             if isinstance(dim, str):
-                meaning.setdefault(dim, first.setdefault(place, dim))
+                alike = (len(shape), place) if place else (0, 0)
+                same = first.setdefault(alike, dim) if len(shape) in ranks else dim
+                meaning[dim] = meaning.get(dim, same)
     return meaning
 
 
