@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from tfc.errors import BadInput, first_line
 from tfc.optimizers.graph import attribute, is_op, nodes_of, only_user, replace_value
@@ -21,7 +21,7 @@ OPSET = 23
 
 
 def with_current_opset(model: onnx.ModelProto) -> ir.Model:
-    """The model at opset 23, or as it is if it is newer.
+    """The model at opset 23, or as it is if it is newer; every node and value has its own name.
 
     Raises:
         BadInput: an operator has no form at opset 23.
@@ -36,7 +36,11 @@ def with_current_opset(model: onnx.ModelProto) -> ir.Model:
                 f"({first_line(error)})",
                 fix="Export it again at opset 17 or newer",
             ) from error
-    return ir.from_proto(model)
+    converted = ir.from_proto(model)
+    for node in converted.graph:
+        node.name = node.name or None  # "" is no name, though many nodes may share it
+    NameFixPass()(converted)
+    return converted
 
 
 class UnwrapSoftmax:
