@@ -2,7 +2,9 @@
 
 ONNX's own version converter does the work. What it leaves behind is tidied:
 
-1. Below opset 13 Softmax flattened its input to two axes. The converter writes that out as
+1. ONNX Runtime knows `LayerNormalization` below opset 17 too, and writes it into graphs of any
+   opset. It is set aside while the rest is converted; its definition is that of opset 17.
+2. Below opset 13 Softmax flattened its input to two axes. The converter writes that out as
    `Flatten`, `Softmax`, `Reshape`; over the last axis it is the same as one `Softmax`.
 """
 
@@ -18,6 +20,32 @@ from tfc.optimizers.graph import attribute, is_op, nodes_of, only_user, replace_
 from tfc.optimizers.passes import PassResult
 
 OPSET = 23
+_NORM, _NORM_OPSET = "LayerNormalization", 17
+_ASIDE = "tfc.onnxruntime"
+
+
+def set_norms_aside(model: onnx.ModelProto) -> bool:
+    """Case 1 of the module's docstring: whether there are such norms; they get their own domain."""
+    norms = [n for n in model.graph.node if n.op_type == _NORM and n.domain in ("", "ai.onnx")]
+    if not norms or _version(model) >= _NORM_OPSET:
+        return False
+    for node in norms:
+        node.domain = _ASIDE
+    model.opset_import.append(onnx.helper.make_opsetid(_ASIDE, 1))
+    return True
+
+
+def _take_norms_back(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.domain == _ASIDE:
+            node.domain = ""
+    kept = [opset for opset in model.opset_import if opset.domain != _ASIDE]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
+def _version(model: onnx.ModelProto) -> int:
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def with_current_opset(model: onnx.ModelProto) -> ir.Model:
@@ -26,8 +54,9 @@ def with_current_opset(model: onnx.ModelProto) -> ir.Model:
     Raises:
         BadInput: an operator has no form at opset 23.
     """
-    version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    version = _version(model)
     if version < OPSET:
+        set_norms_aside(model)
         try:
             model = onnx.version_converter.convert_version(model, OPSET)
         except Exception as error:  # the converter's C++ errors have no common root
@@ -36,6 +65,7 @@ def with_current_opset(model: onnx.ModelProto) -> ir.Model:
                 f"({first_line(error)})",
                 fix="Export it again at opset 17 or newer",
             ) from error
+    _take_norms_back(model)
     converted = ir.from_proto(model)
     for node in converted.graph:
         node.name = node.name or None  # "" is no name, though many nodes may share it
@@ -44,7 +74,7 @@ def with_current_opset(model: onnx.ModelProto) -> ir.Model:
 
 
 class UnwrapSoftmax:
-    """Tidies case 1 of the module's docstring."""
+    """Tidies case 2 of the module's docstring."""
 
     name = "unwrap softmax"
 

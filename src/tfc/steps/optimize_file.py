@@ -78,7 +78,7 @@ def graph_and_feeds(
     import onnx
 
     from tfc.optimizers.axes import settle_axes
-    from tfc.optimizers.opset import with_current_opset
+    from tfc.optimizers.opset import set_norms_aside, with_current_opset
     from tfc.optimizers.probes import ledger_feeds
 
     path = Path(model)
@@ -86,6 +86,7 @@ def graph_and_feeds(
         raise BadInput("there is no such file", where=str(path), fix="Give an ONNX file")
     try:
         proto = onnx.load(path)
+        set_norms_aside(proto)
         onnx.checker.check_model(proto)
     except Exception as error:  # protobuf, onnx and the file system have no common error
         raise BadInput(
