@@ -8,6 +8,7 @@ chain is cut out and run on a tensor of distinct numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,18 @@ _LAYOUT_OPS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flat
 _MAX_STEPS = 6
 # Sizes for dynamic axes, distinct so that no two axes can be mistaken for each other.
 _PROBE_SIZES = (2, 5, 3, 7)
+
+
+@dataclass(frozen=True)
+class HeadColumns:
+    """Where heads stand in the last axis of `[batch, sequence, width]`: `[heads, head_dim]`.
+
+    `heads_first` says that they were found as `[batch, heads, sequence, head_dim]`, not as
+    `[batch, sequence, heads, head_dim]`.
+    """
+
+    columns: Array
+    heads_first: bool
 
 
 def layout_sources(value: ir.Value) -> Iterator[ir.Value]:
@@ -52,6 +65,32 @@ def is_permutation(source: ir.Value, result: ir.Value, perm: Sequence[int]) -> b
     probe = np.arange(np.prod(concrete), dtype=np.float32).reshape(concrete)
     got = _run(cut, source, probe, sizes)
     return got is not None and np.array_equal(got, probe.transpose(perm))
+
+
+def head_columns(source: ir.Value, result: ir.Value) -> HeadColumns | None:
+    """The columns of `source` `[batch, sequence, width]` that `result` has as heads.
+
+    None if the nodes between the two do anything else than choose columns and move axes.
+    """
+    before, after = known_shape(source), known_shape(result)
+    if before is None or after is None or len(before) != 3 or len(after) != 4:
+        return None
+    sizes = dict(zip([d for d in before if isinstance(d, str)], _PROBE_SIZES, strict=False))
+    rows, length, width = (d if isinstance(d, int) else sizes[d] for d in before)
+    cut = _cut_out(source, result)
+    if cut is None:
+        return None
+    probe = np.arange(rows * length * width, dtype=np.float32).reshape(rows, length, width)
+    got = _run(cut, source, probe, sizes)
+    heads_first = after[1] != before[1]
+    if got is not None and got.ndim == len(after) and heads_first:
+        got = got.swapaxes(1, 2)
+    if got is None or got.shape[:2] != (rows, length):
+        return None
+    columns = got - probe[:, :, :1, None]
+    first = columns[0, 0].astype(np.int64)
+    in_range = first.size and first.min() >= 0 and first.max() < width
+    return HeadColumns(first, heads_first) if in_range and (columns == first).all() else None
 
 
 def _cut_out(source: ir.Value, result: ir.Value) -> ir.Graph | None:

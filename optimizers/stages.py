@@ -15,6 +15,8 @@ from tfc.optimizers.cleaning import Fold
 from tfc.optimizers.einsum import EinsumToMatMul
 from tfc.optimizers.lowering.attention_mask import ExpandAttentionMask
 from tfc.optimizers.lowering.flat_attention import FlatAttention
+from tfc.optimizers.lowering.fold_scale import FoldScale
+from tfc.optimizers.lowering.gemm import GemmToMatMul
 from tfc.optimizers.lowering.pack_qkv import PackQKV
 from tfc.optimizers.lowering.skip_layer_norm import SkipLayerNorm
 from tfc.optimizers.lowering.standard_ops import InlineCanonicalOps
@@ -58,6 +60,8 @@ LOWER: Mapping[str, tuple[Pass, ...]] = {
         InlineCanonicalOps(),
     ),
     "tensorrt": (
+        FusionPass(GemmToMatMul()),
+        FusionPass(FoldScale()),
         FusionPass(PackQKV()),
         InlineCanonicalOps(),
     ),

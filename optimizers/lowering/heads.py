@@ -15,21 +15,27 @@ TO_HEADS = (0, 2, 1, 3)
 class Heads:
     """`Transpose(Reshape(x, [batch, sequence, heads, head_dim]))`: x split into heads.
 
-    `flat` is x, `[batch, sequence, heads * head_dim]`.
+    `flat` is x, `[batch, sequence, heads * head_dim]`, `split` the result of the Reshape.
     """
 
     flat: ir.Value
+    split: ir.Value
     heads: int
     head_dim: int
 
 
 @dataclass(frozen=True)
 class Projection:
-    """`MatMul(x, weight) + bias`; `weight` is `[hidden, out]`, `bias` `[out]` or absent."""
+    """`MatMul(x, weight) + bias`; `weight` is `[hidden, out]`, `bias` `[out]` or absent.
+
+    `product` is the MatMul, `addition` the Add of the bias if there is one.
+    """
 
     x: ir.Value
     weight: ir.Value
     bias: ir.Value | None
+    product: ir.Node
+    addition: ir.Node | None
 
 
 def heads_of(value: ir.Value | None) -> Heads | str:
@@ -52,7 +58,7 @@ def heads_of(value: ir.Value | None) -> Heads | str:
     flat = known_shape(reshape.inputs[0])
     if flat is None or len(flat) != 3 or flat[2] != heads * head_dim or flat[:2] != shape[:2]:
         return "the reshape does more than split the last axis"
-    return Heads(reshape.inputs[0], heads, head_dim)
+    return Heads(reshape.inputs[0], split, heads, head_dim)
 
 
 def merged_heads_after(attention: ir.Node) -> ir.Node | None:
@@ -77,8 +83,9 @@ def merged_heads_after(attention: ir.Node) -> ir.Node | None:
 def projection_of(value: ir.Value) -> Projection | str:
     """The linear layer that gives the value, or why it is not one."""
     node = value.producer()
-    bias = None
+    bias = addition = None
     if node is not None and is_op(node, "Add"):
+        addition = node
         first, second = node.inputs
         bias = second if constant(second) is not None else first
         product = first if bias is second else second
@@ -94,4 +101,4 @@ def projection_of(value: ir.Value) -> Projection | str:
     bias_array = constant(bias)
     if bias_array is not None and bias_array.shape != (array.shape[1],):
         return f"its bias has shape {list(bias_array.shape)}"
-    return Projection(x, weight, bias)
+    return Projection(x, weight, bias, node, addition)

@@ -1,27 +1,32 @@
-"""Three projections of the same tensor → one QKV GEMM, in the form that TensorRT compiles best.
+"""Projections of the same tensor into heads → one GEMM, in the form that TensorRT compiles best.
 
 Before, per block (11 compiled kernels in a post-LN encoder layer, and waits between streams)::
 
-    q, k, v = Transpose(Reshape(MatMul(x, W_i) + b_i))    three times
-    y = Attention(q, k, v, mask, scale)
+    q, k, v = Reshape(MatMul(x, W_i) + b_i, [batch, sequence, N_i, D])     three times
 
 After (9 kernels, no waits)::
 
-    qkv = Transpose(Reshape(MatMul(x, [W_q·scale | W_k | W_v]) + b, [0, 0, 3, N, D]), (2,0,3,1,4))
-    q, k, v = Split(qkv, axis=0), squeezed
-    y = Attention(q, k, v, mask, scale=1)
+    qkv = Reshape(MatMul(x, [W_q | W_k | W_v]) + b, [0, 0, N_q + N_k + N_v, D])
+    q, k, v = Split(Transpose(qkv, [0, 2, 1, 3]), [N_q, N_k, N_v], axis=1)
 
-Measured with the TensorRT-RTX 1.7 builder on a BERT-base layer and on MiniLM, fp16: the bias goes
-into the GEMM and one layout kernel is left on each side of the attention. Splitting on the last
-axis, 3-D attention inputs, or scaling q by a Mul keep three layout kernels.
+Heads that are read before their transposition (by rotary embeddings, say) are split before it, on
+axis 2. What follows the heads (rotary embeddings, norms, a cache, the attention) stays as it is:
+TensorRT puts all of it into one kernel between the GEMM and the attention. That holds with grouped
+queries too, and for keys and values of cross attention; a model that packs its projections itself
+and takes them apart by slices of five axes gets the same form. Without a bias in the GEMM, heads
+split on axis 2 fall back to 11 kernels and waits, so there is always one then. The measurements:
+`perf/layer_forms.py`, `perf/results/layer_forms.json`.
 
-Fires when q, k and v are projections of one tensor by constant matrices of the same width, with
-a bias on all three or on none, and the same number of heads. Grouped-query and cross attention
-do not fire. The scale goes into W_q and b_q in fp64 and is rounded once.
+Fires when the linear layers that read one tensor give, by moving elements only, at least two
+tensors of heads of one size for the same attention. (One product for the keys and values of all
+cross attentions would hold all of them in memory at once.) Columns are put in the order of the
+heads. A bias that some projections lack (Whisper's and BEiT's keys) is zero in the packed one.
+Each number is the same product as before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,97 +34,109 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from tfc.optimizers.graph import add_constant, attribute, constant, copy_type, insert_before
-from tfc.optimizers.lowering.heads import Heads, Projection, heads_of, projection_of
+from tfc.optimizers.graph import add_constant, constant, insert_before, is_op, replace_value
+from tfc.optimizers.lowering.heads import TO_HEADS, Projection
+from tfc.optimizers.lowering.projected_heads import Heads, ProjectedHeads, projected_heads_of
 from tfc.optimizers.passes import Refusal, refusal
 
+Array = npt.NDArray[Any]
+
 KIND = "qkv"
-_TO_QKV_FIRST = [2, 0, 3, 1, 4]
 
 
 @dataclass(frozen=True)
 class Match:
-    """The block, and the heads and projections of q, k and v."""
+    """The first product in the graph's order, and the projections to pack, its own among them."""
 
-    attention: ir.Node
-    heads: Heads
-    projections: tuple[Projection, Projection, Projection]
-    scale: float
+    first: ir.Node
+    projections: tuple[ProjectedHeads, ...]
+
+    @property
+    def parts(self) -> list[Heads]:
+        """All tensors of heads, in the order of their columns."""
+        return [part for projection in self.projections for part in projection.parts]
 
 
 class PackQKV:
     """The fusion; see the module's docstring."""
 
     name = "pack QKV"
-    anchors = ("Attention",)
+    anchors = ("MatMul",)
 
     def match(self, node: ir.Node) -> Match | Refusal | None:
-        """Whether q, k and v can be one GEMM."""
-        split: list[Heads] = []
-        projections: list[Projection] = []
-        for name, value in zip("qkv", node.inputs[:3], strict=True):
-            heads = heads_of(value)
-            if isinstance(heads, str):
-                return refusal(KIND, node, f"{name}: {heads}")
-            projection = projection_of(heads.flat)
-            if isinstance(projection, str):
-                return refusal(KIND, node, f"{name}: {projection}")
-            split.append(heads)
-            projections.append(projection)
-        q, k, v = projections
-        if not (q.x is k.x is v.x):
-            return refusal(KIND, node, "q, k and v are projections of different tensors")
-        if len({(h.heads, h.head_dim) for h in split}) != 1:
-            return refusal(KIND, node, "q, k and v have different numbers of heads")
-        if len({p.bias is None for p in projections}) != 1:
-            return refusal(KIND, node, "some of q, k and v have a bias and some have none")
-        default = split[0].head_dim ** -0.5
-        scale = float(attribute(node, "scale", default) or default)
-        return Match(node, split[0], (q, k, v), scale)
+        """Whether this product and those beside it give at least two tensors of heads."""
+        own = projected_heads_of(node)
+        if own is None or not own.readers:
+            return None
+        size = own.parts[0].head_dim
+        if any(part.head_dim != size for part in own.parts):
+            return refusal(KIND, node, "its result is split into heads of several sizes")
+        projections = (own, *(p for p in _siblings(own) if p.parts[0].head_dim == size))
+        if sum(len(each.parts) for each in projections) == 1:
+            return refusal(KIND, node, "no other projection of its input has heads of this size")
+        return Match(node, projections)
 
     def rewrite(self, model: ir.Model, match: Match) -> None:
-        """Write the packed form in front of the block."""
-        node, width = match.attention, 3
-        name = str(node.name)
-        new = [
-            ir.node(
-                "MatMul",
-                [
-                    match.projections[0].x,
-                    add_constant(model, f"{name}.qkv.weight", _weights(match)),
-                ],
-            )
-        ]
-        if match.projections[0].bias is not None:
-            bias = add_constant(model, f"{name}.qkv.bias", _biases(match))
+        """Write the packed form in front of the first product."""
+        first, parts = match.first, match.parts
+        heads_first = all(part.found.heads_first for part in parts)
+        biased = any(each.layer.bias is not None for each in match.projections)
+        weight = add_constant(model, f"{first.name}.packed.weight", _packed(match, _weight))
+        new = [ir.node("MatMul", [match.projections[0].layer.x, weight])]
+        if biased or not heads_first:
+            bias = add_constant(model, f"{first.name}.packed.bias", _packed(match, _bias))
             new.append(ir.node("Add", [new[-1].outputs[0], bias]))
-        shape = np.array([0, 0, width, match.heads.heads, match.heads.head_dim], np.int64)
-        shape_name = f"qkv_shape_{match.heads.heads}_{match.heads.head_dim}"
-        new.append(ir.node("Reshape", [new[-1].outputs[0], add_constant(model, shape_name, shape)]))
-        new.append(ir.node("Transpose", [new[-1].outputs[0]], {"perm": _TO_QKV_FIRST}))
-        split = ir.node(
-            "Split", [new[-1].outputs[0]], {"axis": 0, "num_outputs": width}, num_outputs=width
-        )
-        axis = add_constant(model, "qkv_axis", np.array([0], np.int64))
-        parts = [ir.node("Squeeze", [out, axis]) for out in split.outputs]
-        insert_before(node, [*new, split, *parts])
-        for index, part in enumerate(parts):
-            old = node.inputs[index]
-            if old is not None:
-                copy_type(old, part.outputs[0])
-            node.replace_input_with(index, part.outputs[0])
-        node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
+        counts = [part.count for part in parts]
+        shape = np.array([0, 0, sum(counts), parts[0].head_dim], np.int64)
+        target = add_constant(model, f"packed_heads_{sum(counts)}_{parts[0].head_dim}", shape)
+        new.append(ir.node("Reshape", [new[-1].outputs[0], target]))
+        if heads_first:
+            new.append(ir.node("Transpose", [new[-1].outputs[0]], {"perm": TO_HEADS}))
+        sizes = add_constant(model, f"packed_{'_'.join(map(str, counts))}", np.array(counts))
+        axis = {"axis": 1 if heads_first else 2}
+        split = ir.node("Split", [new[-1].outputs[0], sizes], axis, num_outputs=len(parts))
+        insert_before(first, [*new, split])
+        for part, heads in zip(parts, split.outputs, strict=True):
+            late = part.found.heads_first and not heads_first
+            replace_value(part.value, _transposed(first, heads) if late else heads)
 
 
-def _weights(match: Match) -> npt.NDArray[Any]:
-    return _scaled_and_joined(match, [constant(p.weight) for p in match.projections])
+def _siblings(own: ProjectedHeads) -> list[ProjectedHeads]:
+    """The other linear layers on the same tensor with heads of one size for the same attention."""
+    products = [u.node for u in own.layer.x.uses() if is_op(u.node, "MatMul")]
+    found = [projected_heads_of(node) for node in products if node is not own.layer.product]
+    return [
+        each
+        for each in found
+        if each is not None
+        and each.layer.x is own.layer.x
+        and len({part.head_dim for part in each.parts}) == 1
+        and each.readers == own.readers
+    ]
 
 
-def _biases(match: Match) -> npt.NDArray[Any]:
-    return _scaled_and_joined(match, [constant(p.bias) for p in match.projections])
+def _transposed(first: ir.Node, heads: ir.Value) -> ir.Value:
+    transpose = ir.node("Transpose", [heads], {"perm": TO_HEADS})
+    insert_before(first, [transpose])
+    return transpose.outputs[0]
 
 
-def _scaled_and_joined(match: Match, arrays: list[npt.NDArray[Any] | None]) -> npt.NDArray[Any]:
-    q, k, v = (a for a in arrays if a is not None)
-    scaled = (q.astype(np.float64) * match.scale).astype(q.dtype)
-    return np.concatenate([scaled, k, v], axis=-1)
+def _packed(match: Match, of: Callable[[Projection], Array]) -> Array:
+    """The weights, or the biases, of all heads side by side."""
+    chosen = [
+        of(each.layer)[..., part.found.columns.reshape(-1)]
+        for each in match.projections
+        for part in each.parts
+    ]
+    return np.concatenate(chosen, axis=-1)
+
+
+def _weight(layer: Projection) -> Array:
+    array = constant(layer.weight)
+    assert array is not None
+    return array
+
+
+def _bias(layer: Projection) -> Array:
+    array, weight = constant(layer.bias), _weight(layer)
+    return np.zeros(weight.shape[1], weight.dtype) if array is None else array

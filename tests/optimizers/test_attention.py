@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tfc.optimizers.lowering.flat_attention import FlatAttention
-from tfc.optimizers.lowering.pack_qkv import PackQKV
 from tfc.optimizers.raising.attention import Attention
 
 pytestmark = pytest.mark.ort
@@ -191,21 +190,6 @@ def projected(graphs, key_source="x", body=PROJECTED):
         merge=np.array([0, 0, 8], np.int64),
         **weights,
     )
-
-
-def test_qkv_becomes_one_product_with_the_scale_in_it(graphs) -> None:
-    fused, result = graphs.fuse(projected(graphs), PackQKV())
-    assert result.changed == 1
-    assert graphs.ops(fused) == [
-        "MatMul", "Add", "Reshape", "Transpose", "Split", "Squeeze", "Squeeze", "Squeeze",
-        "Attention", "Transpose", "Reshape",
-    ]  # fmt: skip
-    assert graphs.attributes(fused, "Attention", "scale") == [1.0]
-
-
-def test_qkv_of_two_tensors_stays_apart(graphs) -> None:
-    reason = graphs.refusal(projected(graphs, "x2"), PackQKV())
-    assert reason == "q, k and v are projections of different tensors"
 
 
 def test_attention_becomes_flat(graphs) -> None:
