@@ -3,8 +3,8 @@
 Exporters name an axis as they like: one axis under two names (`unk__1`, `unk__2`) or under none,
 the sum of two axes under a name of its own (`total_seq_len`), and an axis that the trace has fixed
 under a name although the graph runs at one size only (TorchScript writes the traced length into
-the reshapes of `nn.MultiheadAttention`). Passes that reason about shapes need the truth, so the inputs'
-axes are tried in turn:
+the reshapes of `nn.MultiheadAttention`). Passes that reason about shapes need the truth, so the
+inputs' axes are tried in turn:
 
 1. each name is a size of its own (a name such as `past + sequence` is the sum that it says);
 2. one axis is the sum of two others;

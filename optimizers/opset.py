@@ -10,18 +10,21 @@ ONNX's own version converter does the work. What it leaves behind is tidied:
 
 from __future__ import annotations
 
+import re
+
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from tfc.errors import BadInput, first_line
-from tfc.optimizers.graph import attribute, is_op, nodes_of, only_user, replace_value
+from tfc.optimizers.graph import MODULE_KEY, attribute, is_op, nodes_of, only_user, replace_value
 from tfc.optimizers.passes import PassResult
 
 OPSET = 23
 _NORM, _NORM_OPSET = "LayerNormalization", 17
 _ASIDE = "tfc.onnxruntime"
+_SCOPES, _SCOPE = "pkg.torch.onnx.name_scopes", re.compile(r"'([^']*)'")
 
 
 def set_norms_aside(model: onnx.ModelProto) -> bool:
@@ -48,13 +51,31 @@ def _version(model: onnx.ModelProto) -> int:
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
+def _modules(model: onnx.ModelProto) -> dict[str, str]:
+    """The module path of each node, by its name, as torch's exporters tell it.
+
+    The dynamo exporter writes the scopes of a node as a list, from the outermost module to the
+    operation; TorchScript names a node by its path, `/encoder/layer.0/Softmax`.
+    """
+    found = {}
+    for node in model.graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "")
+        path = _SCOPE.findall(scopes)[-2:-1]
+        if not path and node.name.startswith("/"):
+            path = [".".join(node.name.split("/")[1:-1])]
+        if path and path[0]:
+            found[node.name] = path[0]
+    return found
+
+
 def with_current_opset(model: onnx.ModelProto) -> ir.Model:
-    """The model at opset 23, or as it is if it is newer; every node and value has its own name.
+    """The model at opset 23, or as it is if it is newer; every node and value has its own name, and
+    nodes know the module that they came from where the exporter says so.
 
     Raises:
         BadInput: an operator has no form at opset 23.
     """
-    version = _version(model)
+    version, modules = _version(model), _modules(model)
     if version < OPSET:
         set_norms_aside(model)
         try:
@@ -68,6 +89,8 @@ def with_current_opset(model: onnx.ModelProto) -> ir.Model:
     _take_norms_back(model)
     converted = ir.from_proto(model)
     for node in converted.graph:
+        if node.name in modules:
+            node.metadata_props.setdefault(MODULE_KEY, modules[node.name])
         node.name = node.name or None  # "" is no name, though many nodes may share it
     NameFixPass()(converted)
     return converted

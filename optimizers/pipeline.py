@@ -84,7 +84,8 @@ class Report:
                 kind: {"found": c.found, "expected": c.expected} for kind, c in self.counts.items()
             },
             "passes": [entry.as_json() for entry in self.entries],
-            "missed": [vars(refusal) for refusal in self.missed],
+            "missed": [vars(r) for r in self.missed if r.kind in self.counts],
+            "left_alone": [vars(r) for r in self.missed if r.kind not in self.counts],
             "reverted": self.reverted,
             "nodes": {"before": self.nodes_before, "after": self.nodes_after},
             "tolerance": self.tolerance,

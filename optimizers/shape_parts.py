@@ -12,7 +12,8 @@ After::
     rows2 = Squeeze(rows, 0)
 
 What exporters compute of one size then folds to a constant where that size is one: the scale of
-TorchScript's attention, `1 / sqrt(head_dim)`, is computed from the shape of q.
+TorchScript's attention, `1 / sqrt(head_dim)`, is computed from the shape of q. Constants are
+folded at once, for the passes that look for such a scale.
 
 Fires when the indices are constants, and each operand of the concatenation has one element, so
 that the place of an element tells its operand.
@@ -24,8 +25,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from tfc.optimizers.cleaning import Fold
 from tfc.optimizers.graph import (
     add_constant,
     attribute,
@@ -54,7 +55,7 @@ class TakePartsOfShapes:
                 self._rewrite(model, node, [operands[place] for place in places])
                 changed += 1
         if changed:
-            RemoveUnusedNodesPass()(model)
+            Fold().apply(model)
         return PassResult(changed)
 
     def _rewrite(self, model: ir.Model, node: ir.Node, parts: Sequence[ir.Value]) -> None:

@@ -12,6 +12,7 @@ from tfc.cli.console import err, out, progress, table
 from tfc.cli.options import PassNames, allow_missed_option, pass_options
 from tfc.errors import EXIT_CONTRACT, UsageError
 
+_SHOWN = 5
 _LABELS = {"attention": "attention", "add_layernorm": "add+LayerNorm"}
 
 
@@ -148,7 +149,7 @@ def print_report(report: dict[str, Any], target: str) -> None:
         f"nodes {nodes['before']} → {nodes['after']}; differences are relative to the output's "
         f"scale, {report['tolerance']:.0e} is allowed"
     )
-    for miss in report["missed"][:5]:
+    for miss in [*report["missed"], *report.get("left_alone", [])][:_SHOWN]:
         out.print(f"left alone: {miss['kind']} at {miss['module'] or miss['node']}: "
                   f"{miss['reason']}")  # fmt: skip
 
