@@ -1,10 +1,11 @@
-"""Expand the mask of `Attention` over the queries.
+"""Expand the mask of `Attention` over the queries and the keys.
 
-ONNX Runtime's `Attention` kernels want a mask `[batch or 1, heads or 1, queries, keys]`; the
-standard lets the query axis be 1. Before: `Attention(q, k, v, mask[b,1,1,s])`. After: the mask
-goes through one `Expand` to `[b,1,queries,s]`, shared by all blocks with as many queries. In
-self-attention the number of queries is taken from the mask's own key axis, which is known before
-any block; elsewhere (a decoder that attends to the encoder) from q.
+ONNX Runtime's `Attention` kernels want a mask `[batch or 1, heads or 1, queries, keys]`, or the
+last two of it; the standard lets each axis be 1. Before: `Attention(q, k, v, mask[b,1,1,s])`.
+After: the mask goes through one `Expand` to `[b,1,queries,s]`, shared by all blocks with as many
+queries. In self-attention the number of queries is taken from the mask's own key axis, which is
+known before any block; elsewhere (a decoder that attends to the encoder) from q. The number of
+keys, where the mask has one value for all, is taken from k.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class ExpandAttentionMask:
         changed = 0
         for node in nodes_of(model, "Attention"):
             mask = node.inputs[_MASK] if len(node.inputs) > _MASK else None
-            if mask is None or not _query_axis_is_one(mask):
+            if mask is None or 1 not in _last_axes(mask):
                 continue
             key = (mask, _queries(node) or node)
             if key not in expanded:
@@ -39,8 +40,11 @@ class ExpandAttentionMask:
         return PassResult(changed)
 
 
-def _query_axis_is_one(mask: ir.Value) -> bool:
-    return mask.shape is not None and len(mask.shape) == 4 and mask.shape[2] == 1
+def _last_axes(mask: ir.Value) -> list[int | ir.SymbolicDim]:
+    """The sizes of the mask's query axis and key axis; none if they are not known."""
+    if mask.shape is None or len(mask.shape) < 2:
+        return []
+    return list(mask.shape)[-2:]
 
 
 def _queries(attention: ir.Node) -> int | str | None:
@@ -52,18 +56,31 @@ def _queries(attention: ir.Node) -> int | str | None:
 
 def _expand(model: ir.Model, anchor: ir.Node, mask: ir.Value) -> ir.Value:
     assert mask.shape is not None
-    keys = mask.shape[3] if isinstance(mask.shape[3], int) else mask.shape[3].value
-    if keys is not None and keys == _queries(anchor):
-        count, queries = ir.node("Shape", [mask], {"start": 3, "end": 4}), mask.shape[3]
-    else:
-        q = anchor.inputs[0]
-        count, queries = ir.node("Shape", [q], {"start": -2, "end": -1}), None
-    ones = add_constant(model, "mask_leading_ones", np.array([1, 1], np.int64))
-    one = add_constant(model, "mask_trailing_one", np.array([1], np.int64))
-    target = ir.node("Concat", [ones, count.outputs[0], one], {"axis": 0})
-    expand = ir.node("Expand", [mask, target.outputs[0]])
-    out = expand.outputs[0]
+    new: list[ir.Node] = []
+    of_queries, of_keys = list(mask.shape)[-2:]
+    own = of_keys if isinstance(of_keys, int) else of_keys.value
+    counts: list[ir.Value | None] = [None] * len(mask.shape)
+    sizes: list[int | ir.SymbolicDim | None] = list(mask.shape)
+    if of_queries == 1 and own not in (None, 1) and own == _queries(anchor):
+        counts[-2], sizes[-2] = _size(mask, -1, new), of_keys
+    elif of_queries == 1:
+        counts[-2], sizes[-2] = _size(anchor.inputs[0], -2, new), None
+    if of_keys == 1:
+        counts[-1], sizes[-1] = _size(anchor.inputs[1], -2, new), None
+    if None in counts:
+        one = add_constant(model, "mask_one", np.array([1], np.int64))
+        counts = [one if count is None else count for count in counts]
+    new.append(ir.node("Concat", counts, {"axis": 0}))
+    new.append(ir.node("Expand", [mask, new[-1].outputs[0]]))
+    out = new[-1].outputs[0]
     out.type = mask.type
-    out.shape = ir.Shape([mask.shape[0], mask.shape[1], queries, mask.shape[3]])
-    insert_before(anchor, [count, target, expand])
+    out.shape = ir.Shape(sizes)
+    insert_before(anchor, new)
     return out
+
+
+def _size(value: ir.Value | None, axis: int, new: list[ir.Node]) -> ir.Value:
+    """One size of a value; the last axis is asked for without an end."""
+    end = {} if axis == -1 else {"end": axis + 1}
+    new.append(ir.node("Shape", [value], {"start": axis, **end}))
+    return new[-1].outputs[0]

@@ -22,7 +22,8 @@ weight). It fires when:
 1. only the second product reads the softmax (through the guard, if there is one);
 2. between the first product and the softmax stands what `attention_scores` takes off;
 3. a fill value is low enough to vanish in the softmax (`-1e4` or below);
-4. q, k and v agree in rank, batch and heads (or k and v have one head).
+4. q, k and v agree in rank, batch and heads (or k and v have one head). What is the same for the
+   whole batch (the learned query of a pooling head) is expanded to it.
 
 Safe because `Attention` is defined as exactly this product, softmax and product; a condition
 that is not met leaves the nodes as they are. A row that no key is left for keeps its meaning too:
@@ -127,16 +128,20 @@ class Attention:
     def rewrite(self, model: ir.Model, match: Match) -> None:
         """Put `Attention` in place of the second product."""
         new: list[ir.Node] = []
-        q, k, v = (_placed(operand, new) for operand in (match.q, match.k, match.v))
+        q, k, v = _same_batch(
+            model, [_placed(operand, new) for operand in (match.q, match.k, match.v)], new
+        )
         for temperature in match.scores.temperatures:
             scaled = ir.node(temperature.op_type, [q, temperature.value])
             copy_type(q, scaled.outputs[0])
             q = _append(new, scaled)
         dtype = q.dtype.numpy() if q.dtype is not None else np.dtype(np.float32)
         mask = mask_of(model, match.scores, dtype, new)
-        operands = [q, k, v, *([mask] if mask is not None else [])]
+        operands = [q, k, v]
         if match.rank == 3:
             operands = [_with_head_axis(model, value, new) for value in operands]
+        if mask is not None:
+            operands.append(_mask_with_axes(model, mask, match.rank, new))
         attributes: dict[str, Any] = {"scale": float(match.scale)}
         if match.scores.cast:
             attributes["softmax_precision"] = int(ir.DataType.FLOAT)
@@ -176,7 +181,7 @@ def _disagreement(match: Match) -> str:
     q, k, v = (shapes[name] for name in "qkv")
     if q is None or k is None or v is None:
         return ""
-    if not q[0] == k[0] == v[0]:
+    if len({q[0], k[0], v[0]} - {1}) > 1:
         return f"q, k and v have batches of {q[0]}, {k[0]} and {v[0]}"
     if match.rank > 3 and (k[1] != v[1] or k[1] not in (q[1], 1)):
         return f"q, k and v have {q[1]}, {k[1]} and {v[1]} heads"
@@ -201,12 +206,48 @@ def _placed(operand: Operand, new: list[ir.Node]) -> ir.Value:
     return _append(new, node)
 
 
+def _same_batch(model: ir.Model, operands: list[ir.Value], new: list[ir.Node]) -> list[ir.Value]:
+    """The operands, those with a batch of 1 expanded to that of the others."""
+    sizes = [shape[0] if (shape := known_shape(v)) else None for v in operands]
+    whole = next((v for v, size in zip(operands, sizes, strict=True) if size != 1), None)
+    if whole is None or None in sizes or 1 not in sizes:
+        return operands
+    batch, *rest = known_shape(whole) or ("",)
+    rows = _append(new, ir.node("Shape", [whole], {"start": 0, "end": 1}))
+    ones = add_constant(model, "expand_ones", np.ones(len(rest), np.int64))
+    target = _append(new, ir.node("Concat", [rows, ones], {"axis": 0}))
+    expanded = []
+    for value, size in zip(operands, sizes, strict=True):
+        if size == 1:
+            node = ir.node("Expand", [value, target])
+            node.outputs[0].type = value.type
+            node.outputs[0].shape = ir.Shape([batch, *list(value.shape or ())[1:]])
+            value = _append(new, node)
+        expanded.append(value)
+    return expanded
+
+
 def _with_head_axis(model: ir.Model, value: ir.Value, new: list[ir.Node]) -> ir.Value:
-    """`[batch, a, b]` as `[batch, 1, a, b]`; a mask of rank 2 broadcasts as it is."""
-    if value.shape is not None and len(value.shape) <= 2:
-        return value
+    """`[batch, a, b]` as `[batch, 1, a, b]`."""
     axis = add_constant(model, "head_axis", np.array([_HEAD_AXIS], np.int64))
     return _append(new, ir.node("Unsqueeze", [value, axis]))
+
+
+def _mask_with_axes(model: ir.Model, mask: ir.Value, rank: int, new: list[ir.Node]) -> ir.Value:
+    """The mask with two axes or four, as `Attention` takes it; what is missing stands in front.
+
+    Of scores of rank 3 the heads are missing.
+    """
+    if mask.shape is None or len(mask.shape) in (2, 4):
+        return mask
+    if len(mask.shape) == 3 and rank == 3:
+        return _with_head_axis(model, mask, new)
+    count = (4 if len(mask.shape) == 3 else 2) - len(mask.shape)
+    axes = add_constant(model, f"mask_axes_{count}", np.arange(count, dtype=np.int64))
+    wide = ir.node("Unsqueeze", [mask, axes])
+    wide.outputs[0].type = mask.type
+    wide.outputs[0].shape = ir.Shape([1] * count + list(mask.shape))
+    return _append(new, wide)
 
 
 def _swapped(rank: int) -> tuple[int, ...]:

@@ -25,18 +25,20 @@ _ABSORBS = -1e8
 def mask_of(
     model: ir.Model, scores: Scores, dtype: np.dtype[Any], new: list[ir.Node]
 ) -> ir.Value | None:
-    """The sum, in the type of the queries; its nodes are appended to `new`."""
-    parts = [_term(model, added, dtype, new) for added in scores.added]
-    alone = len(scores.masked) == 1 and not parts
-    parts += [
-        _filled(model, masked, number, alone, dtype, new)
-        for number, masked in enumerate(scores.masked)
-    ]
-    if not parts:
-        return None
-    total = parts[0]
-    for value in parts[1:]:
-        total = _append(new, ir.node("Add", [total, value]))
+    """The sum, in the type of the queries; its nodes are appended to `new`.
+
+    What is filled in replaces what was added before it, and is added to by what comes after it.
+    """
+    total: ir.Value | None = None
+    for number, term in enumerate(reversed(scores.terms)):
+        if isinstance(term, Masked):
+            alone = len(scores.terms) == 1
+            total = _filled(model, term, number, alone, total, dtype, new)
+        else:
+            value = _term(model, term, dtype, new)
+            if total is not None:
+                value = _append(new, ir.node("Add", [total, value]))
+            total = value
     return total
 
 
@@ -61,10 +63,11 @@ def _filled(
     masked: Masked,
     number: int,
     alone: bool,
+    before: ir.Value | None,
     dtype: np.dtype[Any],
     new: list[ir.Node],
 ) -> ir.Value:
-    """The fill where the score is replaced, 0 elsewhere.
+    """The fill where the score is replaced, elsewhere what was added before (nothing, or 0).
 
     A fill that does not absorb the scores is lowered if it is the only mask, for in a row that is
     filled throughout they would come through.
@@ -73,7 +76,9 @@ def _filled(
     fill = masked.fill if np.isneginf(masked.fill) else max(masked.fill, floor)
     if alone and fill > _ABSORBS:
         fill = floor
-    kept = add_constant(model, "attention_kept", np.zeros((), dtype))
+    kept = before
+    if kept is None:
+        kept = add_constant(model, "attention_kept", np.zeros((), dtype))
     low = add_constant(model, f"attention_fill_{number}", np.asarray(fill, dtype))
     chosen = (low, kept) if masked.inverted else (kept, low)
     return _append(new, ir.node("Where", [masked.condition, *chosen]))

@@ -64,14 +64,16 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Scores:
-    """`q·kᵀ` and what is made of it before the softmax; `swapped` if it is `(k·qᵀ)ᵀ`."""
+    """`q·kᵀ` and what is made of it before the softmax; `swapped` if it is `(k·qᵀ)ᵀ`.
+
+    `terms` are what is added and filled in, the last first.
+    """
 
     product: ir.Node | None = None
     swapped: bool = False
     scale: float = 1.0
     temperatures: tuple[Temperature, ...] = ()
-    added: tuple[Added, ...] = ()
-    masked: tuple[Masked, ...] = ()
+    terms: tuple[Added | Masked, ...] = ()
     cast: bool = False
 
 
@@ -82,8 +84,7 @@ class _Step:
     below: ir.Value | None
     scale: float = 1.0
     temperature: Temperature | None = None
-    added: Added | None = None
-    masked: Masked | None = None
+    term: Added | Masked | None = None
     cast: bool = False
 
 
@@ -144,25 +145,23 @@ def _producer(value: ir.Value | None) -> ir.Node | None:
 
 def _taken(found: Scores, step: _Step) -> Scores | str:
     """What was found, and one step more; what is added is scaled by what comes after it."""
-    added, masked = found.added, found.masked
-    if found.swapped and (step.added or step.masked or step.temperature):
+    term = step.term
+    if found.swapped and (term is not None or step.temperature is not None):
         return "the scores are transposed after the mask is added"
-    if found.temperatures and (step.added is not None or step.masked is not None):
+    if found.temperatures and term is not None:
         return "the scores are scaled by a tensor after the mask is added"
-    if step.added is not None:
-        added = (*added, Added(step.added.value, step.added.factor * found.scale))
-    if step.masked is not None:
-        fill = step.masked.fill * found.scale
-        if not fill <= VANISHES:
-            return f"the fill value {fill:g} does not vanish in the softmax"
-        masked = (*masked, replace(step.masked, fill=fill))
+    if isinstance(term, Added):
+        term = Added(term.value, term.factor * found.scale)
+    elif isinstance(term, Masked):
+        term = replace(term, fill=term.fill * found.scale)
+        if not term.fill <= VANISHES:
+            return f"the fill value {term.fill:g} does not vanish in the softmax"
     more = (step.temperature,) if step.temperature is not None else ()
     return Scores(
         swapped=found.swapped,
         scale=found.scale * step.scale,
         temperatures=found.temperatures + more,
-        added=added,
-        masked=masked,
+        terms=found.terms if term is None else (*found.terms, term),
         cast=found.cast or step.cast,
     )
 
@@ -209,7 +208,7 @@ def _peel_sum(node: ir.Node) -> _Step | str:
         return "it cannot be told which operand of the addition is the mask"
     if known_shape(below) != known_shape(node.outputs[0]):
         return "the addition gives the scores another shape"
-    return _Step(below, added=Added(added, 1.0 if is_op(node, "Add") else -1.0))
+    return _Step(below, term=Added(added, 1.0 if is_op(node, "Add") else -1.0))
 
 
 def _peel_fill(node: ir.Node) -> _Step | str:
@@ -219,7 +218,7 @@ def _peel_fill(node: ir.Node) -> _Step | str:
         fill, below, inverted = scalar(chosen), other, True
     if fill is None or condition is None:
         return "the scores are replaced by something that is not a constant"
-    return _Step(below, masked=Masked(condition, inverted, fill))
+    return _Step(below, term=Masked(condition, inverted, fill))
 
 
 def _is_floor(node: ir.Node) -> bool:

@@ -88,6 +88,13 @@ def test_a_site_that_is_refused_is_expected_nevertheless(graphs, form: str) -> N
     assert fused_sites(model)["attention"] == 0
 
 
+def test_a_query_for_the_whole_batch_is_expanded(graphs) -> None:
+    head = HEAD.replace("float[batch,2,sequence,4] q", "float[1,2,3,4] q")
+    head = head.replace("=> (float[batch,2,sequence,4] y)", "=> (float[batch,2,3,4] y)")
+    fused, _ = graphs.fuse(built(graphs, "z = MatMul(q, kt)", head), Attention())
+    assert graphs.ops(fused) == ["Shape", "Concat", "Expand", "Attention"]
+
+
 def test_values_before_probabilities(graphs) -> None:
     tail = """p = Softmax<axis=-1>(z)
       pt = Transpose<perm=[0,1,3,2]>(p)
@@ -149,7 +156,7 @@ def test_no_attention_is_expected(graphs, name: str) -> None:
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        ("1,2,sequence,4", "q, k and v have batches of 1, batch and batch"),
+        ("others,2,sequence,4", "q, k and v have batches of others, batch and batch"),
         ("batch,1,sequence,4", "q, k and v have 1, 2 and 2 heads"),
         ("2,sequence,4", "q has 3 axes, the scores have 4"),
     ],

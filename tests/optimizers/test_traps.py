@@ -21,7 +21,7 @@ from tfc.steps.optimize_file import optimize_file
 pytestmark = pytest.mark.ort
 
 BLOCK = """
-trap (float[batch,sequence,16] x, int64[batch,sequence] attention_mask)
+trap (float[batch,sequence,16] x, int64[batch,sequence] attention_maskINPUT)
 => (float[batch,sequence,16] y OUTPUT) {
   qm = MatMul(x, wq)
   q2 = Reshape(qm, split)
@@ -102,6 +102,7 @@ class Trap:
     probabilities: str = "p1 = Identity(p)"
     norm: str = NORM
     output: str = ""
+    more: str = ""
     attention: tuple[int, int] = (1, 1)
     norms: tuple[int, int] = (1, 1)
 
@@ -114,6 +115,7 @@ class Trap:
             .replace("PROBABILITIES", self.probabilities)
             .replace("NORM", self.norm)
             .replace("OUTPUT", self.output)
+            .replace("INPUT", self.more)
         )
 
 
@@ -135,6 +137,17 @@ TRAPS = {
         output=", float[batch,2,sequence,sequence] p", attention=(0, 1)),
     "a softmax over the queries": Trap(axis=2, attention=(0, 0)),
     "dropout that does nothing": Trap(probabilities="p1 = Dropout(p, quarter)"),
+    "a mask of all scores as input": Trap(
+        "s2 = Add(s1, given)", more=", float[batch,1,sequence,sequence] given"),
+    "a bias of heads and keys as input": Trap(
+        "s2 = Add(s1, given)", more=", float[2,1,sequence] given"),
+    "a bias of keys as input": Trap("s2 = Add(s1, given)", more=", float[sequence] given"),
+    "a bias of queries as input": Trap(
+        "s2 = Add(s1, given)", more=", float[batch,1,sequence,1] given"),
+    "a number added to all scores": Trap("s2 = Add(s1, low)"),
+    "padding, then a causal fill": Trap(
+        f"bias = Mul(hidden, low)\n  t = Add(s1, bias)\n"
+        f"  seen = GreaterOrEqual(row, column)\n{FILL.replace('s1', 't')}"),
     "an unbiased variance": Trap(
         norm=CENTRED + "  wide = Mul(variance, more)\n  above = Add(wide, tiny)\n"
         "  root_of = Sqrt(above)\n" + DIVIDED, norms=(0, 0)),
@@ -152,13 +165,18 @@ def results(path: Path) -> list[Any]:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     x = np.random.default_rng(2).normal(size=(3, 7, 16)).astype(np.float32)
+    sizes = {"batch": 3, "sequence": 7}
     places = np.arange(7)
     found = []
     for kept in (places < 3, places > 3, places % 3 != 1):
         mask = np.ones((3, 7), np.int64)
         mask[1:] = kept
+        feed = {"x": x, "attention_mask": mask, "given": None}
+        for value in session.get_inputs():
+            if value.name == "given":
+                shape = [sizes.get(size, size) for size in value.shape]
+                feed["given"] = np.linspace(0, 2, np.prod(shape), dtype=np.float32).reshape(shape)
         names = [value.name for value in session.get_inputs()]
-        feed = {"x": x, "attention_mask": mask}
         found.append(session.run(None, {name: feed[name] for name in names}))
     return found
 
