@@ -20,7 +20,9 @@ HIDDEN, HEADS, ROWS = 16, 2, 97
 OPSETS = (11, 12, 13, 14, 16, 17, 18, 20, 21, 23)
 _INT = np.int64
 # Values that are, or may be, something else than floats: Dropout takes floats only.
-_NOT_FLOAT = ("shape", "slice", "gather", "concat", "cast", "unsqueeze", "not", "isnan")
+_NOT_FLOAT = (
+    "shape", "slice", "gather", "concat", "cast", "unsqueeze", "not", "isnan", "range", "less",
+)  # fmt: skip
 _LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -30,6 +32,8 @@ class Style:
 
     opset: int
     pre_norm: bool
+    causal: bool
+    bias: bool
     split: str
     mask: str
     scale: str
@@ -89,7 +93,7 @@ class Builder:
         return name
 
     def weight(self, *shape: int) -> str:
-        return self.const(self.rng.normal(size=shape) * 0.4)
+        return self.const(self.rng.normal(size=shape) * 0.25)
 
     def with_axes(self, op_type: str, value: str, axes: list[int], since: int, **more: Any) -> str:
         """Squeeze, Unsqueeze and ReduceMean: axes are an attribute before opset `since`."""
@@ -199,6 +203,33 @@ def _like(b: Builder, x: str, width: int) -> str:
 
 
 def _masked(b: Builder, scores: str, mask: str) -> str:
+    """The masks in either order, and a bias of its own for each head."""
+    if b.style.bias:
+        scores = str(b.op("Add", scores, b.const(b.rng.normal(size=(HEADS, 1, 1)))))
+    if b.style.causal and b.chance(0.5):
+        return _padded(b, _causal(b, scores, mask), mask)
+    scores = _padded(b, scores, mask)
+    return _causal(b, scores, mask) if b.style.causal else scores
+
+
+def _causal(b: Builder, scores: str, ids: str) -> str:
+    """Keys behind a query filled, by a triangle that is cut out of a constant, or by a range."""
+    size = b.op("Gather", b.op("Shape", ids), b.const(1, _INT), axis=0)
+    if b.chance(0.5):
+        end = b.with_axes("Unsqueeze", size, [0], 13)
+        triangle = b.const(np.tril(np.ones((1, 1, 64, 64))), np.uint8)
+        start, step = b.const([0], _INT), b.const([1], _INT)
+        for axis in (2, 3):
+            triangle = b.op("Slice", triangle, start, end, b.const([axis], _INT), step)
+        seen = b.op("Cast", triangle, to=TensorProto.BOOL)
+    else:
+        places = b.op("Range", b.const(0, _INT), size, b.const(1, _INT))
+        row, column = (b.with_axes("Unsqueeze", places, [axis], 13) for axis in (1, 0))
+        seen = b.op("Not", b.op("Less", row, column))
+    return str(b.op("Where", seen, scores, b.const(b.pick(-1e9, _LOWEST))))
+
+
+def _padded(b: Builder, scores: str, mask: str) -> str:
     if b.style.mask == "none":
         return scores
     keys = b.with_axes("Unsqueeze", b.with_axes("Unsqueeze", mask, [1], 13), [2], 13)
@@ -220,6 +251,8 @@ def _style(rng: np.random.Generator) -> Style:
     return Style(
         opset=pick(*OPSETS),
         pre_norm=bool(rng.random() < 0.4),
+        causal=bool(rng.random() < 0.3),
+        bias=bool(rng.random() < 0.2),
         split=pick("three", "three", "packed", "gemm"),
         mask=pick("none", "where -1e9", "where -inf", "where lowest", "additive -1e4",
                   "additive lowest"),
@@ -256,7 +289,7 @@ def variant(seed: int) -> tuple[onnx.ModelProto, Style, dict[str, tuple[int, int
     b = Builder(rng, _style(rng))
     x = b.norm(b.op("Gather", b.weight(ROWS, HIDDEN), "input_ids", axis=0))
     for _ in range(b.style.layers):
-        x = _layer(b, x, "attention_mask")
+        x = _layer(b, x, "input_ids" if b.style.mask == "none" else "attention_mask")
     if b.style.pre_norm:
         x = b.norm(x)
     b.nodes.append(helper.make_node("Identity", [x], ["y"]))

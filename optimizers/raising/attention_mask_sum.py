@@ -18,8 +18,8 @@ from tfc.optimizers.raising.attention_scores import Added, Masked, Scores
 # padding on the left of a causal model) becomes 0 instead of the mean of values. A quarter of it
 # absorbs every score as well, and a padding mask on top of a causal one is still a number.
 _NOT_LOWEST = 0.25
-# From here on a fill absorbs the score that it is added to: 1e8 is 8 apart from the next number.
-_ABSORBS = -1e8
+# A fill replaces the score, the mask is added to it: times this, it absorbs every score as well.
+_ABSORBING = 1e21
 
 
 def mask_of(
@@ -32,8 +32,8 @@ def mask_of(
     total: ir.Value | None = None
     for number, term in enumerate(reversed(scores.terms)):
         if isinstance(term, Masked):
-            alone = len(scores.terms) == 1
-            total = _filled(model, term, number, alone, total, dtype, new)
+            fill = _fill(term.fill, scores, dtype)
+            total = _filled(model, term, number, fill, total, dtype, new)
         else:
             value = _term(model, term, dtype, new)
             if total is not None:
@@ -58,24 +58,33 @@ def _term(model: ir.Model, added: Added, dtype: np.dtype[Any], new: list[ir.Node
     return _append(new, scaled)
 
 
+def _fill(fill: float, scores: Scores, dtype: np.dtype[Any]) -> float:
+    """The number that a fill is written with: one that absorbs the scores, for in a row that is
+    filled throughout they would come through.
+
+    The order of the fills stays, and that of fills and the numbers that masks are made with: a
+    row may be filled by one here and by another there.
+    """
+    floor = float(np.finfo(dtype).min) * _NOT_LOWEST
+    if np.isneginf(fill):
+        return fill
+    lower = max(fill * _ABSORBING, floor)
+    added = [term for term in scores.terms if isinstance(term, Added)]
+    others = [max(n * term.factor, floor) for term in added for n in _made_with(term.value)]
+    passed = any(lower < other <= fill for other in others)
+    return max(fill, floor) if passed else lower
+
+
 def _filled(
     model: ir.Model,
     masked: Masked,
     number: int,
-    alone: bool,
+    fill: float,
     before: ir.Value | None,
     dtype: np.dtype[Any],
     new: list[ir.Node],
 ) -> ir.Value:
-    """The fill where the score is replaced, elsewhere what was added before (nothing, or 0).
-
-    A fill that does not absorb the scores is lowered if it is the only mask, for in a row that is
-    filled throughout they would come through.
-    """
-    floor = float(np.finfo(dtype).min) * _NOT_LOWEST
-    fill = masked.fill if np.isneginf(masked.fill) else max(masked.fill, floor)
-    if alone and fill > _ABSORBS:
-        fill = floor
+    """The fill where the score is replaced, elsewhere what was added before (nothing, or 0)."""
     kept = before
     if kept is None:
         kept = add_constant(model, "attention_kept", np.zeros((), dtype))
@@ -84,13 +93,21 @@ def _filled(
     return _append(new, ir.node("Where", [masked.condition, *chosen]))
 
 
+def _made_with(value: ir.Value) -> list[float]:
+    """The numbers among what the value is computed from."""
+    values = (
+        v for node in ancestors(value) for v in (*node.inputs, *node.outputs) if v is not None
+    )
+    single = [v for v in values if v.const_value is not None and v.const_value.size == 1]
+    return [n for v in single if (n := scalar(v)) is not None and np.isfinite(n)]
+
+
 def _above_lowest(
     model: ir.Model, mask: ir.Value, dtype: np.dtype[Any], new: list[ir.Node]
 ) -> ir.Value:
     """The mask, raised to a share of the lowest number if it is made with numbers below that."""
     floor = float(np.finfo(dtype).min) * _NOT_LOWEST
-    made_with = [scalar(v) for node in ancestors(mask) for v in (*node.inputs, *node.outputs)]
-    if not any(n is not None and np.isfinite(n) and n < floor for n in made_with):
+    if not any(n < floor for n in _made_with(mask)):
         return mask
     own = mask.dtype.numpy() if mask.dtype is not None else dtype
     low = add_constant(model, "attention_lowest", np.asarray(floor, own))

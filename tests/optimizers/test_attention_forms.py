@@ -126,6 +126,23 @@ def test_a_row_without_keys_keeps_the_mean_of_the_values(graphs, form: str, fill
         np.testing.assert_allclose(after["y"], np.broadcast_to(mean, after["y"].shape), atol=1e-6)
 
 
+def test_fills_on_top_of_one_another_keep_their_order(graphs) -> None:
+    """Large scores, a row whose keys are padding or in the future, the one filled lower."""
+    masked = """s = MatMul(q, kt)
+      t = Where(keep, s, lowest)
+      z = Where(seen, t, low)"""
+    head = HEAD.replace("float c,", "bool[sequence,sequence] seen, float c,")
+    model = built(graphs, masked, head)
+    fused = model.clone()
+    assert FusionPass(Attention()).apply(fused).changed == 1
+    feed = graphs.feed(model)
+    feed["q"] *= 100
+    feed["seen"] = np.tri(5, dtype=bool)
+    feed["keep"] = np.broadcast_to(np.arange(5) > 2, (2, 1, 1, 5)).copy()
+    (before,), (after,) = outputs_of(model, [feed]), outputs_of(fused, [feed])
+    np.testing.assert_allclose(after["y"], before["y"], atol=1e-6)
+
+
 NO_SITES = {
     "a classifier": """g (float[batch,sequence,8] x, float[8,3] w)
       => (float[batch,sequence,3] y) { s = MatMul(x, w)  y = Softmax<axis=-1>(s) }""",
