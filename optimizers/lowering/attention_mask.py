@@ -30,7 +30,7 @@ class ExpandAttentionMask:
         changed = 0
         for node in nodes_of(model, "Attention"):
             mask = node.inputs[_MASK] if len(node.inputs) > _MASK else None
-            if mask is None or 1 not in _last_axes(mask):
+            if mask is None or not _is_short(node, mask):
                 continue
             key = (mask, _queries(node) or node)
             if key not in expanded:
@@ -38,6 +38,14 @@ class ExpandAttentionMask:
             node.replace_input_with(_MASK, expanded[key])
             changed += 1
         return PassResult(changed)
+
+
+def _is_short(attention: ir.Node, mask: ir.Value) -> bool:
+    """Whether the mask has one row for several queries, or one value for several keys."""
+    axes = _last_axes(mask)
+    if not axes:
+        return False
+    return (axes[0] == 1 and _queries(attention) != 1) or (axes[1] == 1 and _keys(attention) != 1)
 
 
 def _last_axes(mask: ir.Value) -> list[int | ir.SymbolicDim]:
@@ -49,7 +57,16 @@ def _last_axes(mask: ir.Value) -> list[int | ir.SymbolicDim]:
 
 def _queries(attention: ir.Node) -> int | str | None:
     """The size of q's sequence axis, whether its heads are split or not; None if not known."""
-    shape = attention.inputs[0].shape if attention.inputs[0] is not None else None
+    return _length(attention.inputs[0])
+
+
+def _keys(attention: ir.Node) -> int | str | None:
+    """The size of k's sequence axis."""
+    return _length(attention.inputs[1])
+
+
+def _length(value: ir.Value | None) -> int | str | None:
+    shape = value.shape if value is not None else None
     size = shape[-2] if shape is not None and len(shape) > 1 else None
     return size if size is None or isinstance(size, int) else size.value
 

@@ -1,4 +1,6 @@
-"""`tfc.AddLayerNorm` → `com.microsoft.SkipLayerNormalization`, ONNX Runtime's fused kernel.
+"""`tfc.AddLayerNorm` → `com.microsoft.SkipLayerNormalization`, ONNX Runtime's kernel on CUDA.
+
+On the CPU provider that kernel is slow (`tfc.optimizers.lowering.sum_layer_norm`).
 
 Before::
 
@@ -21,13 +23,11 @@ import onnx_ir as ir
 
 from tfc.optimizers.graph import (
     attribute,
-    constant,
     insert_before,
-    is_op,
-    only_user,
     replace_value,
     without_trailing_none,
 )
+from tfc.optimizers.lowering.residual import Residual, residual_of
 from tfc.optimizers.passes import Refusal, refusal
 from tfc.optimizers.raising.add_layer_norm import OP
 
@@ -40,12 +40,10 @@ _SHIFT = 3
 
 @dataclass(frozen=True)
 class Match:
-    """The canonical op, its operands, and the bias that goes into the kernel."""
+    """The canonical op and what it adds; a bias goes into the kernel."""
 
     fused: ir.Node
-    x: ir.Value
-    residual: ir.Value
-    bias: ir.Value | None
+    residual: Residual
 
 
 class SkipLayerNorm:
@@ -56,22 +54,19 @@ class SkipLayerNorm:
 
     def match(self, node: ir.Node) -> Match | Refusal | None:
         """Whether the kernel computes this norm."""
-        x, residual = node.inputs[0], node.inputs[1]
-        if x is None or residual is None:
+        residual = residual_of(node)
+        if residual is None:
             return None
         if attribute(node, "stash_type", 1) != ir.DataType.FLOAT:
             return refusal(KIND, node, "the statistics are not in fp32")
-        for value, other in ((x, residual), (residual, x)):
-            bias = _bias_of(value)
-            if bias is not None:
-                return Match(node, bias[0], other, bias[1])
-        return Match(node, x, residual, None)
+        return Match(node, residual)
 
     def rewrite(self, model: ir.Model, match: Match) -> None:
         """Put the kernel's op in place of the canonical one."""
         node = match.fused
         shift = node.inputs[3] if len(node.inputs) > _SHIFT else None
-        operands = [match.x, match.residual, node.inputs[2], shift, match.bias]
+        added = match.residual
+        operands = [added.x, added.residual, node.inputs[2], shift, added.bias]
         total = node.outputs[1]
         kernel = ir.node(
             "SkipLayerNormalization",
@@ -90,16 +85,3 @@ class SkipLayerNorm:
         for old, new in pairs:
             replace_value(old, new)
         model.opset_imports[DOMAIN] = 1
-
-
-def _bias_of(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """`(product, bias)` if the value is a product plus a bias vector that only one node reads."""
-    add = value.producer()
-    if add is None or not is_op(add, "Add") or only_user(value) is None:
-        return None
-    first, second = add.inputs
-    for product, bias in ((first, second), (second, first)):
-        array = constant(bias)
-        if array is not None and array.ndim == 1 and product is not None and bias is not None:
-            return product, bias
-    return None

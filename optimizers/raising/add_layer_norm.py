@@ -116,7 +116,7 @@ class AddLayerNorm:
             attributes,
             domain=DOMAIN,
             num_outputs=2,
-            name=f"{match.norm.name}_add",
+            name=f"{match.norm.name}_add" if match.norm.name else None,
         )
         insert_before(match.norm, [fused])
         normalized = fused.outputs[0]

@@ -117,8 +117,11 @@ class Backend(Protocol):
     """Builds engines, loads engines."""
 
     name: str
-    target: str
     suffix: str
+
+    @property
+    def target(self) -> str:
+        """The form of graphs that it runs: one of `tfc.optimizers.TARGETS`."""
 
     def availability(self) -> Availability:
         """What this backend can do here. Never raises; imports its library only to look."""

@@ -25,7 +25,7 @@ from tfc.errors import (
 )
 from tfc.files import link_or_copy
 from tfc.runtime.backends.base import Arrays, Availability, Built, Inputs, Profile, as_contiguous
-from tfc.runtime.backends.onnxruntime_provider import best_provider
+from tfc.runtime.backends.onnxruntime_provider import CPU, best_provider
 from tfc.runtime.cores import usable_cores
 
 REBUILD = "Build the engine again with: tfc build-engine"
@@ -45,8 +45,12 @@ class OnnxRuntimeBackend:
     """Runs ONNX graphs on ONNX Runtime. See `Backend`."""
 
     name = "onnxruntime"
-    target = "onnxruntime"
     suffix = ".onnx"
+
+    @property
+    def target(self) -> str:
+        """The form of graphs that the provider used here runs fastest."""
+        return "onnxruntime" if best_provider().name == CPU else "onnxruntime-cuda"
 
     def availability(self) -> Availability:
         """What this backend can do here. Never raises."""

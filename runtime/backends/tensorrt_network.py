@@ -15,7 +15,7 @@ from typing import Any
 
 from tfc.errors import BackendUnavailable, BadInput, UsageError
 from tfc.runtime.backends.base import Inputs, Kernel, Profile
-from tfc.runtime.backends.kernels import kernels_from_inspector, kernels_from_log
+from tfc.runtime.backends.kernels import audit_of_kernels, kernels_from_inspector, kernels_from_log
 from tfc.runtime.backends.tensorrt_errors import (
     EXPORT,
     build_refusal,
@@ -62,17 +62,33 @@ def plan_from_onnx(
     """
     trt = flavor.load()
     build = _Build(flavor, trt, model, inputs, profile, present)
-    data, hardware, logger = build.run(decompose=False)
-    notes: tuple[str, ...] = ()
-    if data is None and lacks_attention_kernel(first_error(trt, logger)):
-        data, hardware, logger = build.run(decompose=True)
-        notes = (_DECOMPOSED,)
-    if data is None:
-        raise build_refusal(flavor, first_error(trt, logger), model, messages_of(logger))
-    kernels = _kernels(trt, logger, data, can_load=bool(present))
+    tried = build.run(decompose=False)
+    if tried.data is None and lacks_attention_kernel(first_error(trt, tried.logger)):
+        tried = build.run(decompose=True)
+    if tried.data is None:
+        error = first_error(trt, tried.logger)
+        raise build_refusal(flavor, error, model, messages_of(tried.logger))
+    kernels = _kernels(trt, tried.logger, tried.data, can_load=bool(present))
     if not kernels:
-        notes = (*notes, "the builder's log does not list the compiled kernels")
-    return Plan(data, hardware, kernels, notes)
+        notes: tuple[str, ...] = ("the builder's log does not list the compiled kernels",)
+    else:
+        fused = audit_of_kernels(kernels).fused_attention
+        notes = (_DECOMPOSED,) if fused < tried.decomposable else ()
+    return Plan(tried.data, tried.hardware, kernels, notes)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """One attempt: the plan or None, what it was built for, the logger with what was said.
+
+    `decomposable` is how many attentions were allowed to be computed from their products; some
+    of them are compiled to fused kernels all the same.
+    """
+
+    data: bytes | None
+    hardware: str
+    logger: Any
+    decomposable: int
 
 
 @dataclass(frozen=True)
@@ -86,30 +102,38 @@ class _Build:
     profile: Profile
     present: Sequence[Gpu]
 
-    def run(self, *, decompose: bool) -> tuple[bytes | None, str, Any]:
-        """The plan or None, what it was built for, and the logger with what was said."""
+    def run(self, *, decompose: bool) -> _Tried:
+        """Build once."""
         logger = collecting_logger(self.trt)
         builder = _builder(self.flavor, self.trt, logger)
         network = builder.create_network(self.flavor.creation_flags(self.trt))
         _parse(self.flavor, self.trt, network, logger, self.model)
+        decomposable = 0
         if decompose and hasattr(self.trt, "IAttention"):
-            _let_attention_be_decomposed(self.trt, network)
+            decomposable = _let_attention_be_decomposed(self.trt, network)
         config = builder.create_builder_config()
         config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
         _add_shapes(builder, config, network, self.inputs, self.profile, self.model)
         hardware = self.flavor.target_hardware(self.trt, config, self.present)
         memory = builder.build_serialized_network(network, config)
-        return (None if memory is None else bytes(memory)), hardware, logger
+        data = None if memory is None else bytes(memory)
+        return _Tried(data, hardware, logger, decomposable)
 
 
-def _let_attention_be_decomposed(trt: Any, network: Any) -> None:
-    """Called where TensorRT has attention of its own (10.14 and later): others decompose it."""
+def _let_attention_be_decomposed(trt: Any, network: Any) -> int:
+    """Called where TensorRT has attention of its own (10.14 and later): others decompose it.
+
+    Returns how many there are.
+    """
+    changed = 0
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             boundary = _as(trt.IAttentionInputLayer, layer)
             attention = boundary.attention
             attention.decomposable = True
+            changed += 1
+    return changed
 
 
 def _as(kind: Any, value: Any) -> Any:

@@ -7,6 +7,7 @@ import pytest
 
 from tfc.optimizers.lowering.skip_layer_norm import SkipLayerNorm
 from tfc.optimizers.lowering.standard_ops import InlineCanonicalOps
+from tfc.optimizers.lowering.sum_layer_norm import SumLayerNorm
 from tfc.optimizers.raising.add_layer_norm import AddLayerNorm
 
 pytestmark = pytest.mark.ort
@@ -105,6 +106,25 @@ def test_onnxruntime_gets_one_kernel_with_the_bias_in_it(graphs, operands) -> No
     assert result.changed == 1
     assert graphs.ops(lowered) == ["MatMul", "com.microsoft.SkipLayerNormalization"]
     assert len(lowered.graph[1].inputs) == 5
+
+
+@pytest.mark.parametrize("operands", ["p, b", "b, p"])
+def test_the_cpu_gets_a_sum_that_onnxruntime_does_not_fuse(graphs, operands) -> None:
+    model = graphs.model(WITH_BIAS % operands, w=(4, 8), b=(8,), scale=(8,), bias=(8,))
+    raised, _ = graphs.fuse(model, AddLayerNorm())
+    lowered, result = graphs.fuse(raised, SumLayerNorm())
+    assert result.changed == 1
+    assert graphs.ops(lowered) == ["MatMul", "Sum", "LayerNormalization"]
+    assert len(lowered.graph[1].inputs) == 3
+    assert graphs.attributes(lowered, "LayerNormalization", "epsilon") == [
+        graphs.attributes(raised, "AddLayerNorm", "epsilon")[0]
+    ]
+
+
+def test_the_cpu_gets_the_sum_where_it_is_read(graphs) -> None:
+    raised, _ = graphs.fuse(graphs.model(PRE_LN, scale=(8,), bias=(8,)), AddLayerNorm())
+    lowered, _ = graphs.fuse(raised, SumLayerNorm())
+    assert graphs.ops(lowered) == ["Sum", "LayerNormalization", "Relu", "Add"]
 
 
 def test_onnxruntime_gets_the_sum_where_it_is_read(graphs) -> None:

@@ -18,14 +18,14 @@ pytestmark = pytest.mark.ort
 
 _MASK = "Unsqueeze Unsqueeze Cast Sub Mul"
 _BERT = (
-    f"SkipLayerNormalization MatMul Add MatMul Add {_MASK} MatMul Add Shape Concat Expand "
-    "Attention MatMul SkipLayerNormalization"
+    f"Sum LayerNormalization MatMul Add MatMul Add {_MASK} MatMul Add Shape Concat Expand "
+    "Attention MatMul Sum LayerNormalization"
 )
 _GPT2 = (
-    "SkipLayerNormalization MatMul Add Split Reshape Transpose Reshape Transpose Reshape "
+    "Sum LayerNormalization MatMul Add Split Reshape Transpose Reshape Transpose Reshape "
     "Transpose Split Squeeze Squeeze Concat Concat Unsqueeze Unsqueeze Concat Shape Shape Sub "
     "Slice Slice Cast Unsqueeze Unsqueeze Sub Mul Where Add Attention Transpose Reshape Shape "
-    "Concat Reshape Gemm Reshape SkipLayerNormalization"
+    "Concat Reshape Gemm Reshape Sum LayerNormalization"
 )
 # name → (the graph, sums with a norm, the operators for ONNX Runtime)
 BLOCKS: dict[str, tuple[Callable[[], onnx.ModelProto], int, str]] = {
@@ -38,16 +38,16 @@ BLOCKS: dict[str, tuple[Callable[[], onnx.ModelProto], int, str]] = {
     ),
     "Keras": (
         lambda: model(KERAS), 2,
-        "SkipLayerNormalization Einsum Add Einsum Add Einsum Add Cast Unsqueeze Unsqueeze Sub Mul "
+        "Sum LayerNormalization Einsum Add Einsum Add Einsum Add Cast Unsqueeze Unsqueeze Sub Mul "
         "Mul Transpose Transpose Transpose Shape Concat Expand Attention Transpose Einsum "
-        "SkipLayerNormalization",
+        "Sum LayerNormalization",
     ),
     "GPT-2": (gpt2, 2, _GPT2),
     "GPT-2, sums reversed": (lambda: gpt2(reverse=True), 2, _GPT2),
     "BART": (
         lambda: model(BART), 1,
         "MatMul Add Mul MatMul MatMul Add Where Max Shape Concat Expand Attention MatMul "
-        "SkipLayerNormalization",
+        "Sum LayerNormalization",
     ),
     "T5": (
         lambda: model(T5), 0,

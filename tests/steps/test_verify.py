@@ -53,7 +53,7 @@ def ignored_mask(model: ir.Model) -> None:
 
 def another_epsilon(model: ir.Model) -> None:
     for node in model.graph:
-        if node.op_type == "SkipLayerNormalization":
+        if node.op_type == "LayerNormalization":
             node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 1e-2)
 
 

@@ -110,6 +110,6 @@ def kernel_summary(audit: dict[str, Any]) -> str:
 
 def _fusions(manifest: Any, backend: str) -> str:
     from tfc.cli.optimize import fusion_summary
+    from tfc.runtime.backends import backend as backend_of
 
-    target = "onnxruntime" if backend == "onnxruntime" else "tensorrt"
-    return fusion_summary(manifest.step(f"optimize:{target}").result)
+    return fusion_summary(manifest.step(f"optimize:{backend_of(backend).target}").result)

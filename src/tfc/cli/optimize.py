@@ -21,8 +21,8 @@ _LABELS = {"attention": "attention", "add_layernorm": "add+LayerNorm"}
 @click.option(
     "--target",
     required=True,
-    type=click.Choice(["onnxruntime", "tensorrt"]),
-    help="The family of runtimes that the graph is for.",
+    type=click.Choice(["onnxruntime", "onnxruntime-cuda", "tensorrt"]),
+    help="What the graph is for: ONNX Runtime on the CPU or on CUDA, or TensorRT.",
 )
 @pass_options
 @click.option(

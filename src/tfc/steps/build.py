@@ -82,7 +82,7 @@ def build_engine(
         on_progress=on_progress,
     )
     on_progress("setting the precision", 0, 1)
-    weights_only = chosen.target == "onnxruntime" and available.hardware == _CPU
+    weights_only = chosen.name == "onnxruntime" and available.hardware == _CPU
     models = {
         graph: convert(artifact, chosen.target, graph, precision, weights_only=weights_only)
         for graph in artifact.manifest.graphs

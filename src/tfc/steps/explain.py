@@ -29,7 +29,7 @@ def explain(
 
     Args:
         source: an artifact, or an ONNX file of any exporter.
-        target: `onnxruntime` or `tensorrt`.
+        target: `onnxruntime` (its CPU provider), `onnxruntime-cuda` or `tensorrt`.
         place: the name of a node or of a value, or the path of a module.
         passes, only, skip: as for `optimize`.
 

@@ -56,7 +56,7 @@ def optimize(
 
     Args:
         artifact: an exported artifact.
-        target: `onnxruntime` or `tensorrt`.
+        target: `onnxruntime` (its CPU provider), `onnxruntime-cuda` or `tensorrt`.
         allow_missed: keep the graph although a fusion was missed.
         passes: modules, or `.py` files, with passes of your own (`tfc.optimizers.user_passes`);
             those of installed packages run too.

@@ -38,7 +38,7 @@ def optimize_file(
     Args:
         model: an ONNX file; below opset 23 it is converted.
         output: the ONNX file to write.
-        target: `onnxruntime` or `tensorrt`.
+        target: `onnxruntime` (its CPU provider), `onnxruntime-cuda` or `tensorrt`.
         passes: modules, or `.py` files, with passes of your own.
         only: run the passes of these names only.
         skip: leave out the passes of these names.

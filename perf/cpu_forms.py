@@ -1,10 +1,10 @@
-"""Which form of attention ONNX Runtime's CPU provider runs fastest.
+"""Which forms of attention and of residual norms ONNX Runtime's CPU provider runs fastest.
 
 One encoder (MiniLM: 6 layers, hidden size 384, 12 heads), lowered in several ways that give the
 same numbers, against ONNX Runtime's own full optimisation of the raw export. Contestants take
 turns in one run; ratios are medians over pairs, above 1 is faster than the raw export.
 
-    python perf/attention_forms.py -o perf/results/attention_forms.json
+    python perf/cpu_forms.py -o perf/results/cpu_forms.json
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tfc.optimizers.lowering.attention_mask import ExpandAttentionMask
 from tfc.optimizers.lowering.flat_attention import FlatAttention
 from tfc.optimizers.lowering.pack_qkv import PackQKV
 from tfc.optimizers.lowering.skip_layer_norm import SkipLayerNorm
+from tfc.optimizers.lowering.sum_layer_norm import SumLayerNorm
 from tfc.optimizers.passes import FusionPass
 from tfc.optimizers.stages import CLEAN, RAISE
 from tfc.runtime.backends import backend
@@ -37,26 +38,35 @@ from tfc.runtime.throughput import measure
 from tfc.steps.record import versions_of
 
 SHAPES = ((1, 16), (1, 128), (8, 64), (32, 128), (8, 256))
-RAW = "raw export"
+RAW, TFC = "raw export", "tfc"
+
+
+def lowered(model: ir.Model) -> None:
+    """What the pipeline does: flat `Attention`, `Sum` and `LayerNormalization`."""
+    FusionPass(FlatAttention()).apply(model)
+    FusionPass(SumLayerNorm()).apply(model)
+
+
+def skip_layer_norm(model: ir.Model) -> None:
+    """`com.microsoft.SkipLayerNormalization`, to which ONNX Runtime itself fuses an `Add`."""
+    FusionPass(FlatAttention()).apply(model)
+    FusionPass(SkipLayerNorm()).apply(model)
 
 
 def split_heads(model: ir.Model) -> None:
     """`Attention` on [batch, heads, sequence, head_dim], transposes written out."""
-
-
-def flat(model: ir.Model) -> None:
-    """`Attention` on [batch, sequence, hidden]: what the pipeline does."""
-    FusionPass(FlatAttention()).apply(model)
+    FusionPass(SumLayerNorm()).apply(model)
 
 
 def packed(model: ir.Model) -> None:
-    """One QKV product, split on its first axis: what TensorRT gets."""
+    """One QKV product, split into heads: what TensorRT gets."""
     FusionPass(PackQKV()).apply(model)
+    FusionPass(SumLayerNorm()).apply(model)
 
 
 def multi_head(model: ir.Model) -> None:
     """`com.microsoft.MultiHeadAttention` with the mask as [batch, sequence]."""
-    flat(model)
+    lowered(model)
     mask = next(v for v in model.graph.inputs if v.name == "attention_mask")
     cast = ir.node("Cast", [mask], {"to": ir.DataType.INT32})
     model.graph.insert_before(model.graph[0], [cast])
@@ -72,7 +82,8 @@ def multi_head(model: ir.Model) -> None:
 
 
 FORMS: dict[str, Callable[[ir.Model], None]] = {
-    "flat Attention (tfc)": flat,
+    TFC: lowered,
+    "SkipLayerNormalization": skip_layer_norm,
     "split Attention": split_heads,
     "packed QKV": packed,
     "MultiHeadAttention": multi_head,
@@ -89,7 +100,6 @@ def graphs(folder: Path) -> dict[str, Path]:
         for step in (*CLEAN, *RAISE):
             step.apply(model)
         lower(model)
-        FusionPass(SkipLayerNorm()).apply(model)
         ExpandAttentionMask().apply(model)
         files[name] = folder / f"{number}.onnx"
         ir.save(model, files[name])
@@ -129,7 +139,7 @@ def main() -> None:
             print(f"{batch}×{length}: {ratios}", flush=True)
             cells.append(cell.as_json())
     report: dict[str, Any] = {
-        "command": "python perf/attention_forms.py",
+        "command": "python perf/cpu_forms.py",
         "machine": f"{platform.machine()}, {usable_cores()} cores",
         "busy_before": busy,
         "versions": versions_of("onnxruntime-gpu", "onnxruntime", "torch", "transformers"),
