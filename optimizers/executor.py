@@ -11,7 +11,7 @@ take less than the standard allows, a copy of the graph is adapted first:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,17 @@ def outputs_of(model: ir.Model, feeds: Sequence[Feed]) -> list[Outputs]:
     Raises:
         onnxruntime's own exceptions, for a graph that is not valid.
     """
+    run = runner_of(model)
+    return [run(feed) for feed in feeds]
+
+
+def runner_of(model: ir.Model) -> Callable[[Feed], Outputs]:
+    """A function that runs the graph; what a feed has beyond the graph's inputs is ignored.
+
+    Raises:
+        onnxruntime's own exceptions, for a graph that is not valid; the function raises them for
+        inputs on which it does not run.
+    """
     import onnxruntime
 
     session, weights = _session_and_weights(model)
@@ -45,10 +56,12 @@ def outputs_of(model: ir.Model, feeds: Sequence[Feed]) -> list[Outputs]:
     wanted = [value.name for value in session.get_inputs() if value.name not in weights]
     quiet = onnxruntime.RunOptions()
     quiet.log_severity_level = _FATAL
-    return [
-        dict(zip(names, session.run(None, given, quiet), strict=True))
-        for given in ({**weights, **{name: feed[name] for name in wanted}} for feed in feeds)
-    ]
+
+    def run(feed: Feed) -> Outputs:
+        given = {**weights, **{name: feed[name] for name in wanted}}
+        return dict(zip(names, session.run(None, given, quiet), strict=True))
+
+    return run
 
 
 def relative_difference(expected: Sequence[Outputs], got: Sequence[Outputs]) -> float:

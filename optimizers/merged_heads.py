@@ -12,6 +12,12 @@ operation that does not care, until it meets the `Reshape` that splits them agai
     Add(merge(a), c)                  →  merge(Add(a, split(c)))   if c has the merged axis too
     split(merge(a))                   →  a                         if it has a's shape
 
+Models that keep the sequence first (fairseq, `nn.MultiheadAttention`) merge the other way around,
+with the batch in the middle; that is written with a merge first, and back at the end::
+
+    Transpose<1,0,2>(Reshape(x, [s, b·n, d]))   →  merge(Transpose<1,2,0,3>(Reshape(x, [s,b,n,d])))
+    Transpose<1,0,2>(merge(a))                  →  Reshape(Transpose<2,0,1,3>(a), [s, b·n, d])
+
 Fires where the shapes are known and the last two axes stay as they are, so that each element
 keeps its place; the numbers do not change.
 """
@@ -27,6 +33,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 from tfc.optimizers.graph import (
     add_constant,
     attribute,
+    copy_type,
     insert_before,
     is_op,
     known_shape,
@@ -36,6 +43,9 @@ from tfc.optimizers.graph import (
 from tfc.optimizers.passes import PassResult
 
 _SWAP = (0, 2, 1)
+_SEQUENCE_FIRST = (1, 0, 2)
+# The same transpose, and that of keys for the scores, once the batch and the heads are apart.
+_SPLIT_FIRST = {_SEQUENCE_FIRST: (1, 2, 0, 3), (1, 2, 0): (1, 2, 3, 0)}
 
 
 class SplitMergedHeads:
@@ -80,11 +90,65 @@ def _matmul(model: ir.Model, node: ir.Node) -> bool:
 
 def _transpose(model: ir.Model, node: ir.Node) -> bool:
     a = _merged(node.inputs[0])
-    if a is None or tuple(attribute(node, "perm", ())) != _SWAP:
+    perm = tuple(attribute(node, "perm", ()))
+    if a is None and perm in _SPLIT_FIRST:
+        return _merge_first(model, node, _SPLIT_FIRST[perm])
+    if a is not None and perm == _SEQUENCE_FIRST:
+        return _sequence_first(model, node, a)
+    if a is None or perm != _SWAP:
         return False
     shape = known_shape(a) or ()
     swapped = ir.node("Transpose", [a], {"perm": [0, 1, 3, 2]})
     return _replace(model, node, swapped, (*shape[:2], shape[3], shape[2]))
+
+
+def _merge_first(model: ir.Model, node: ir.Node, perm: tuple[int, ...]) -> bool:
+    """`[sequence, batch, heads·d]`, split with the batch in the middle, as merged heads."""
+    flat = node.inputs[0]
+    reshape = flat.producer() if flat is not None else None
+    if reshape is None or not is_op(reshape, "Reshape") or reshape.inputs[0] is None:
+        return False
+    x = reshape.inputs[0]
+    before, after = known_shape(x), known_shape(flat)
+    if before is None or after is None or len(before) != 3 or len(after) != 3:
+        return False
+    (length, batch, hidden), (_, merged, width) = before, after
+    if not isinstance(hidden, int) or not isinstance(width, int) or hidden % width:
+        return False
+    heads = hidden // width
+    if after[0] != length or merged != (
+        batch * heads if isinstance(batch, int) else f"{heads}*{batch}"
+    ):
+        return False
+    shape = (length, batch, heads, width)
+    split = _reshaped(model, x, "heads_last", [0, 0, heads, width], shape)
+    leading = ir.node("Transpose", [split.outputs[0]], {"perm": list(perm)})
+    insert_before(node, [split])
+    return _replace(model, node, leading, tuple(shape[axis] for axis in perm))
+
+
+def _sequence_first(model: ir.Model, node: ir.Node, a: ir.Value) -> bool:
+    """Merged heads as `[sequence, batch·heads, d]`."""
+    batch, heads, length, width = known_shape(a) or ()
+    result = known_shape(node.outputs[0])
+    if result is None or not isinstance(width, int):
+        return False
+    moved = ir.node("Transpose", [a], {"perm": [2, 0, 1, 3]})
+    copy_type(a, moved.outputs[0])
+    moved.outputs[0].shape = ir.Shape([length, batch, heads, width])
+    flat = _reshaped(model, moved.outputs[0], "batch_in_the_middle", [0, -1, width], result)
+    insert_before(node, [moved, flat])
+    replace_value(node.outputs[0], flat.outputs[0])
+    return True
+
+
+def _reshaped(
+    model: ir.Model, value: ir.Value, name: str, sizes: list[int], shape: tuple[int | str, ...]
+) -> ir.Node:
+    target = add_constant(model, name, np.array(sizes, np.int64))
+    node = ir.node("Reshape", [value, target])
+    node.outputs[0].type, node.outputs[0].shape = value.type, ir.Shape(shape)
+    return node
 
 
 def _softmax(model: ir.Model, node: ir.Node) -> bool:
@@ -107,17 +171,18 @@ def _add(model: ir.Model, node: ir.Node) -> bool:
     """A bias of its own for each row and head (ALiBi) is split as the scores are."""
     for index in (0, 1):
         a, other = _merged(node.inputs[index]), node.inputs[1 - index]
-        if a is None or other is None:
+        if a is None or other is None or known_shape(node.outputs[0]) is None:
             continue
         b = _merged(other)
         heads, bias = known_shape(a) or (), known_shape(b if b is not None else other) or ()
+        merged = known_shape(node.outputs[0]) or ()
         if b is not None and bias[:2] == heads[:2]:
             added = ir.node("Add", [a, b])
         elif b is None and len(bias) == 3 and bias[0] == (known_shape(node.inputs[index]) or ())[0]:
             added = ir.node("Add", [a, _split_like(a, other, node)])
         else:
             continue
-        return _replace(model, node, added, heads)
+        return _replace(model, node, added, (*heads[:2], *merged[1:]))
     return False
 
 

@@ -2,12 +2,15 @@
 
 ONNX's own version converter does the work. What it leaves behind is tidied:
 
-1. Below opset 13 Softmax flattened its input to two axes. The converter writes that out as
+1. ONNX Runtime knows `LayerNormalization` below opset 17 too, and writes it into graphs of any
+   opset. It is set aside while the rest is converted; its definition is that of opset 17.
+2. Below opset 13 Softmax flattened its input to two axes. The converter writes that out as
    `Flatten`, `Softmax`, `Reshape`; over the last axis it is the same as one `Softmax`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,23 +18,69 @@ import onnx
 import onnx.external_data_helper
 import onnx.version_converter
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from tfc.errors import BadInput, first_line
-from tfc.optimizers.graph import attribute, is_op, nodes_of, only_user, replace_value
+from tfc.optimizers.graph import MODULE_KEY, attribute, is_op, nodes_of, only_user, replace_value
 from tfc.optimizers.passes import PassResult
 
 OPSET = 23
+_NORM, _NORM_OPSET = "LayerNormalization", 17
+_ASIDE = "tfc.onnxruntime"
+_SCOPES, _SCOPE = "pkg.torch.onnx.name_scopes", re.compile(r"'([^']*)'")
+
+
+def set_norms_aside(model: onnx.ModelProto) -> bool:
+    """Case 1 of the module's docstring: whether there are such norms; they get their own domain."""
+    norms = [n for n in model.graph.node if n.op_type == _NORM and n.domain in ("", "ai.onnx")]
+    if not norms or _version(model) >= _NORM_OPSET:
+        return False
+    for node in norms:
+        node.domain = _ASIDE
+    model.opset_import.append(onnx.helper.make_opsetid(_ASIDE, 1))
+    return True
+
+
+def _take_norms_back(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.domain == _ASIDE:
+            node.domain = ""
+    kept = [opset for opset in model.opset_import if opset.domain != _ASIDE]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
+def _version(model: onnx.ModelProto) -> int:
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def _modules(model: onnx.ModelProto) -> dict[str, str]:
+    """The module path of each node, by its name, as torch's exporters tell it.
+
+    The dynamo exporter writes the scopes of a node as a list, from the outermost module to the
+    operation; TorchScript names a node by its path, `/encoder/layer.0/Softmax`.
+    """
+    found = {}
+    for node in model.graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "")
+        path = _SCOPE.findall(scopes)[-2:-1]
+        if not path and node.name.startswith("/"):
+            path = [".".join(node.name.split("/")[1:-1])]
+        if path and path[0]:
+            found[node.name] = path[0]
+    return found
 
 
 def with_current_opset(model: onnx.ModelProto) -> ir.Model:
-    """The model at opset 23, or as it is if it is newer.
+    """The model at opset 23, or as it is if it is newer; every node and value has its own name, and
+    nodes know the module that they came from where the exporter says so.
 
     Raises:
         BadInput: an operator has no form at opset 23.
     """
-    version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    version, modules = _version(model), _modules(model)
     if version < OPSET:
+        set_norms_aside(model)
         try:
             model = _converted(model)
         except Exception as error:  # the converter's C++ errors have no common root
@@ -40,7 +89,14 @@ def with_current_opset(model: onnx.ModelProto) -> ir.Model:
                 f"({first_line(error)})",
                 fix="Export it again at opset 17 or newer",
             ) from error
-    return ir.from_proto(model)
+    _take_norms_back(model)
+    converted = ir.from_proto(model)
+    for node in converted.graph:
+        if node.name in modules:
+            node.metadata_props.setdefault(MODULE_KEY, modules[node.name])
+        node.name = node.name or None  # "" is no name, though many nodes may share it
+    NameFixPass()(converted)
+    return converted
 
 
 def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -73,7 +129,7 @@ def _replace(field: Any, items: Sequence[Any]) -> None:
 
 
 class UnwrapSoftmax:
-    """Tidies case 1 of the module's docstring."""
+    """Tidies case 2 of the module's docstring."""
 
     name = "unwrap softmax"
 

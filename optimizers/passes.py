@@ -101,6 +101,7 @@ class FusionPass:
             changed += 1
         if changed:
             RemoveUnusedNodesPass()(model)
+            model.graph.sort()  # a node may read a fused one that was put behind it
             ShapeInferencePass()(model)
         return PassResult(changed, tuple(refusals))
 

@@ -35,7 +35,7 @@ def dynamic_axes(model: ir.Model) -> list[str]:
 
 def sizes_of_probe(axes: list[str], number: int) -> dict[str, int]:
     """Distinct sizes for the axes, others in every probe; sums of others are their sums."""
-    sizes = {axis: _PRIMES[(number + 2 * i) % len(_PRIMES)] for i, axis in enumerate(axes)}
+    sizes = {axis: _PRIMES[(number + i) % len(_PRIMES)] for i, axis in enumerate(axes)}
     return with_sums(sizes)
 
 

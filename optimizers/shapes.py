@@ -4,7 +4,7 @@ Exporters compute shapes with `Shape`, `Gather`, `Concat` and `Reshape`; symboli
 track of them, and a fusion that needs "the same shape" or "the number of heads" then finds
 nothing. Here the graph runs a few times on inputs whose dynamic axes have other, prime, sizes
 each time. An axis of an inner value that always has one size is that size; one that follows the
-size of an input's axis, or a product of such sizes, is called after it.
+size of an input's axis, or a product or sum of such sizes, is called after it.
 
 What is found holds for the probes, not by proof: every pass that uses it is checked by the ledger
 on other sizes.
@@ -21,14 +21,14 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from tfc.errors import first_line
 from tfc.optimizers.executor import outputs_of
-from tfc.optimizers.graph import add_constant, known_shape, nodes_of, replace_value
+from tfc.optimizers.graph import add_constant, known_shape, nodes_of, replace_value, set_type
 from tfc.optimizers.passes import PassResult, refusal
 from tfc.optimizers.probes import dynamic_axes, feed_of_sizes, sizes_of_probe
 
 KIND = "shapes"
 _PROBES = 3
-# Beyond this many dynamic axes a graph is no encoder, and products become ambiguous.
-_MAX_AXES = 4
+# An encoder and a decoder with its cache have six; beyond that, products become ambiguous.
+_MAX_AXES = 6
 Dim = int | str
 
 
@@ -43,9 +43,9 @@ class InferShapes:
         unknown = [
             value for node in model.graph for value in node.outputs if _is_unknown(value, axes)
         ]
-        if not unknown or not 1 <= len(axes) <= _MAX_AXES:
+        if not unknown or len(axes) > _MAX_AXES:
             return PassResult(0)
-        sizes = [sizes_of_probe(axes, number) for number in range(_PROBES)]
+        sizes = [sizes_of_probe(axes, number) for number in range(_PROBES if axes else 1)]
         try:
             shapes = _observed(model, unknown, sizes)
         except Exception as error:  # ONNX Runtime's errors have no common root
@@ -62,7 +62,7 @@ class InferShapes:
 
 
 class ShapesFromInputs:
-    """`Shape(inner value)` → the sizes of the graph's inputs, where the shape is known.
+    """`Shape(inner value)` → the sizes of the graph's inputs, axis by axis, where they are known.
 
     Frees the arithmetic on shapes, and the attention mask's sub-graph with it, from the values
     that it happened to be asked of; what only fed a `Shape` disappears.
@@ -71,7 +71,7 @@ class ShapesFromInputs:
     name = "take shapes from inputs"
 
     def apply(self, model: ir.Model) -> PassResult:
-        """Rewrite every `Shape` of an inner value whose axes are fixed or inputs' axes."""
+        """Rewrite every `Shape` of an inner value with an axis that is fixed or an input's."""
         sources = {
             str(dim.value): (value, place)
             for value in reversed(model.graph.inputs)
@@ -83,12 +83,15 @@ class ShapesFromInputs:
             source = node.inputs[0]
             if source is None or source.is_graph_input():
                 continue
-            shape = known_shape(source)
-            if shape is None or not all(isinstance(d, int) or d in sources for d in shape):
+            if source.shape is None:
+                continue
+            shape = [d if isinstance(d, int) else d.value for d in source.shape]
+            if not any(isinstance(d, int) or d in sources for d in shape):
                 continue
             start = node.attributes["start"].value if "start" in node.attributes else 0
             end = node.attributes["end"].value if "end" in node.attributes else None
-            self._rewrite(model, node, shape[start:end], sources)
+            places = range(len(shape))[start:end]
+            self._rewrite(model, node, [(place, shape[place]) for place in places], sources)
             changed += 1
         if changed:
             RemoveUnusedNodesPass()(model)
@@ -98,17 +101,18 @@ class ShapesFromInputs:
         self,
         model: ir.Model,
         node: ir.Node,
-        shape: Sequence[Dim],
+        dims: Sequence[tuple[int, Dim | None]],
         sources: dict[str, tuple[ir.Value, int]],
     ) -> None:
         new: list[ir.Node] = []
         parts = []
-        for dim in shape:
+        for place, dim in dims:
             if isinstance(dim, int):
                 parts.append(add_constant(model, f"size_{dim}", np.array([dim], np.int64)))
                 continue
-            value, place = sources[dim]
-            new.append(ir.node("Shape", [value], {"start": place, "end": place + 1}))
+            value, axis = sources.get(str(dim), (node.inputs[0], place))
+            new.append(ir.node("Shape", [value], {"start": axis, "end": axis + 1}))
+            set_type(new[-1].outputs[0], ir.DataType.INT64, ir.Shape([1]))
             parts.append(new[-1].outputs[0])
         new.append(ir.node("Concat", parts, {"axis": 0}))
         model.graph.insert_before(node, new)

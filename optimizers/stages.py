@@ -31,6 +31,7 @@ from tfc.optimizers.raising.attention_mask import ReduceAttentionMask
 from tfc.optimizers.raising.gelu import Gelu
 from tfc.optimizers.raising.layer_norm import LayerNorm
 from tfc.optimizers.raising.rms_norm import RMSNorm
+from tfc.optimizers.shape_parts import TakePartsOfShapes
 from tfc.optimizers.shapes import InferShapes, ShapesFromInputs
 
 CLEAN: tuple[Pass, ...] = (
@@ -39,6 +40,7 @@ CLEAN: tuple[Pass, ...] = (
     FusionPass(EinsumToMatMul()),
     InferShapes(),
     ShapesFromInputs(),
+    TakePartsOfShapes(),
     SplitMergedHeads(),
     Fold("fold constants again"),
 )

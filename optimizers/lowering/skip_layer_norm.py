@@ -67,19 +67,20 @@ class SkipLayerNorm:
         shift = node.inputs[3] if len(node.inputs) > _SHIFT else None
         added = match.residual
         operands = [added.x, added.residual, node.inputs[2], shift, added.bias]
+        total = node.outputs[1]
         kernel = ir.node(
             "SkipLayerNormalization",
             without_trailing_none(operands),
             {"epsilon": float(attribute(node, "epsilon", 1e-5))},
             domain=DOMAIN,
-            num_outputs=_OUTPUTS if node.outputs[1].uses() else 1,
+            num_outputs=_OUTPUTS if total.uses() or total.is_graph_output() else 1,
             name=node.name,
         )
         pairs = [(node.outputs[0], kernel.outputs[0])]
         for unused in kernel.outputs[1:_SUM]:
             unused.name = ""
         if len(kernel.outputs) == _OUTPUTS:
-            pairs.append((node.outputs[1], kernel.outputs[_SUM]))
+            pairs.append((total, kernel.outputs[_SUM]))
         insert_before(node, [kernel])
         for old, new in pairs:
             replace_value(old, new)

@@ -14,23 +14,26 @@ After::
 
 with q, k, v `[batch, heads, sequence, head_dim]` and y the same. Where heads were merged into the
 batch, or there is one head, they are `[batch, sequence, head_dim]`: then an axis of one head is
-put in around `Attention`.
+put in around `Attention`. Both products may be written the other way around,
+`Transpose(MatMul(k, Transpose(q)))` and `Transpose(MatMul(Transpose(v), Transpose(p)))`.
 
-Fires when:
-1. the softmax is over the last axis of a tensor of rank 4 or 3, and only the second product reads
-   it (through the guard, if there is one);
-2. scaling is by constants, and nothing is added before the last scaling (a scaled mask would be
-   another mask);
+A site is a softmax over the last axis between two products of tensors (neither of which is a
+weight). It fires when:
+1. only the second product reads the softmax (through the guard, if there is one);
+2. between the first product and the softmax stands what `attention_scores` takes off;
 3. a fill value is low enough to vanish in the softmax (`-1e4` or below);
-4. k is transposed in its last two axes, wherever its tokens stood before.
+4. q, k and v agree in rank, batch and heads (or k and v have one head). What is the same for the
+   whole batch (the learned query of a pooling head) is expanded to it.
 
 Safe because `Attention` is defined as exactly this product, softmax and product; a condition
-that is not met leaves the nodes as they are.
+that is not met leaves the nodes as they are. A row that no key is left for keeps its meaning too:
+the mean of the values.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -48,68 +51,54 @@ from tfc.optimizers.graph import (
 )
 from tfc.optimizers.layout import is_permutation, layout_sources
 from tfc.optimizers.passes import Refusal, refusal
+from tfc.optimizers.raising.attention_mask_sum import mask_of
+from tfc.optimizers.raising.attention_scores import (
+    Scores,
+    is_between_products,
+    scaling,
+    scores_of,
+    swaps_last_axes,
+)
 
 KIND = "attention"
 ATTENTION_OPSET = 23
-# exp(-1e4) is 0 in fp32, and models trained in fp16 fill with no less.
-_VANISHES = -1e4
-# ONNX Runtime's Attention takes the lowest number for -inf: a row without any key to see becomes 0
-# instead of the mean of all values. Half of it absorbs every score as well, and is a number.
-_NOT_LOWEST = 0.5
-# Scale, bias, mask, fill: no exporter writes more than a few operations there.
-_MAX_CHAIN = 8
-# How keys become the second operand of the scores: from heads before tokens, or from tokens before
-# heads (of rank 3: before the batch), which a second transpose of the keys makes up for.
-_KEY_PERMS: dict[int, tuple[tuple[tuple[int, ...], tuple[int, ...] | None], ...]] = {
-    4: (((0, 1, 3, 2), None), ((0, 2, 3, 1), (0, 2, 1, 3))),
-    3: (((0, 2, 1), None), ((1, 2, 0), (1, 0, 2))),
-}
 _HEAD_AXIS = 1
+# The axes in front of the sequence: batch, and heads where they have one of their own.
+_RANKS = (3, 4)
 
 
 @dataclass(frozen=True)
-class Masked:
-    """A boolean condition under which the score is kept (or, if inverted, replaced)."""
+class Operand:
+    """A value, and how it is to be transposed (None: not at all) to be q, k or v."""
 
-    condition: ir.Value
-    inverted: bool
-    fill: float
+    value: ir.Value
+    perm: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Match:
-    """A site: its ends, its operands, and what is added to the scores."""
+    """A site: its ends, its operands, and what is made of the scores.
+
+    `mirrored` if the output is to be transposed in its last two axes.
+    """
 
     softmax: ir.Node
     output: ir.Node
-    q: ir.Value
-    k: ir.Value
-    v: ir.Value
-    k_perm: tuple[int, ...] | None
+    q: Operand
+    k: Operand
+    v: Operand
     rank: int
     scale: float
-    added: tuple[ir.Value, ...] = ()
-    masked: tuple[Masked, ...] = ()
+    scores: Scores
+    mirrored: bool
 
 
 @dataclass(frozen=True)
-class _Scores:
-    """What lies between the first product and the softmax."""
+class _Product:
+    """The second product, and whether the probabilities are its second operand, transposed."""
 
-    product: ir.Node | None = None
-    scale: float = 1.0
-    added: tuple[ir.Value, ...] = ()
-    masked: tuple[Masked, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One operation between the two, and the value below it."""
-
-    below: ir.Value | None
-    scale: float = 1.0
-    added: tuple[ir.Value, ...] = ()
-    masked: tuple[Masked, ...] = ()
+    node: ir.Node
+    mirrored: bool = False
 
 
 class Attention:
@@ -122,81 +111,182 @@ class Attention:
         """Conditions 1 to 4."""
         shape = known_shape(node.outputs[0])
         rank = 4 if shape is None else len(shape)
-        if rank not in (3, 4) or attribute(node, "axis", -1) not in (-1, rank - 1):
+        if attribute(node, "axis", -1) not in (-1, rank - 1) or not is_between_products(node):
             return None
-        if rank == 3 and not isinstance(_second_product(node), ir.Node):
-            return None  # a softmax over something else than scores
-        output = _second_product(node)
-        if isinstance(output, str):
-            return refusal(KIND, node, output)
-        scores = _scores(node.inputs[0])
+        if rank not in _RANKS:
+            return refusal(KIND, node, f"the scores have {rank} axes")
+        second = _second_product(node)
+        if isinstance(second, str):
+            return refusal(KIND, node, second)
+        scores = scores_of(node.inputs[0])
         if isinstance(scores, str):
             return refusal(KIND, node, scores)
-        assert scores.product is not None
-        q, q_scale = _unscaled(scores.product.inputs[0])
-        k_t, k_scale = _unscaled(scores.product.inputs[1])
-        key = _key(k_t, rank)
-        if key is None:
-            return refusal(KIND, node, "the second operand of the scores is not a transposed key")
-        k, k_perm = key
-        v = output.inputs[1]
-        assert v is not None
-        scale = scores.scale * q_scale * k_scale
-        return Match(node, output, q, k, v, k_perm, rank, scale, scores.added, scores.masked)
+        match = _match(node, second, scores, rank)
+        problem = _disagreement(match)
+        return refusal(KIND, node, problem) if problem else match
 
     def rewrite(self, model: ir.Model, match: Match) -> None:
         """Put `Attention` in place of the second product."""
         new: list[ir.Node] = []
-        k = match.k
-        if match.k_perm is not None:
-            new.append(ir.node("Transpose", [k], {"perm": list(match.k_perm)}))
-            copy_type(match.v, new[-1].outputs[0])
-            k = new[-1].outputs[0]
-        mask = _mask(model, match, new)
-        operands = [match.q, k, match.v, *([mask] if mask is not None else [])]
+        q, k, v = _same_batch(
+            model, [_placed(operand, new) for operand in (match.q, match.k, match.v)], new
+        )
+        for temperature in match.scores.temperatures:
+            scaled = ir.node(temperature.op_type, [q, temperature.value])
+            copy_type(q, scaled.outputs[0])
+            q = _append(new, scaled)
+        dtype = q.dtype.numpy() if q.dtype is not None else np.dtype(np.float32)
+        mask = mask_of(model, match.scores, dtype, new)
+        operands = [q, k, v]
         if match.rank == 3:
             operands = [_with_head_axis(model, value, new) for value in operands]
-        attention = ir.node(
-            "Attention",
-            operands,
-            {"scale": float(match.scale)},
-            name=f"{match.softmax.name}_attention",
-        )
-        new.append(attention)
+        if mask is not None:
+            operands.append(_mask_with_axes(model, mask, match.rank, new))
+        attributes: dict[str, Any] = {"scale": float(match.scale)}
+        if match.scores.cast:
+            attributes["softmax_precision"] = int(ir.DataType.FLOAT)
+        name = f"{match.softmax.name}_attention"
+        y = _append(new, ir.node("Attention", operands, attributes, name=name))
         if match.rank == 3:
             axis = add_constant(model, "head_axis", np.array([_HEAD_AXIS], np.int64))
-            new.append(ir.node("Squeeze", [attention.outputs[0], axis]))
+            y = _append(new, ir.node("Squeeze", [y, axis]))
+        if match.mirrored:
+            y = _append(new, ir.node("Transpose", [y], {"perm": list(_swapped(match.rank))}))
         insert_before(match.output, new, like=match.softmax)
-        replace_value(match.output.outputs[0], new[-1].outputs[0])
+        replace_value(match.output.outputs[0], y)
         model.opset_imports[""] = max(model.opset_imports[""], ATTENTION_OPSET)
 
 
+def _match(softmax: ir.Node, second: _Product, scores: Scores, rank: int) -> Match:
+    assert scores.product is not None
+    left, left_scale = _unscaled(scores.product.inputs[0])
+    right, right_scale = _unscaled(scores.product.inputs[1])
+    if scores.swapped:  # (k · qᵀ)ᵀ
+        q, k = _transposed(right, rank), Operand(left)
+    else:
+        q, k = Operand(left), _transposed(right, rank)
+    value = second.node.inputs[0 if second.mirrored else 1]
+    assert value is not None
+    v = _transposed(value, rank) if second.mirrored else Operand(value)
+    scale = scores.scale * left_scale * right_scale
+    return Match(softmax, second.node, q, k, v, rank, scale, scores, second.mirrored)
+
+
+def _disagreement(match: Match) -> str:
+    """Condition 4: in what the operands do not fit; empty if they do, as far as is known."""
+    shapes = {name: _shape(getattr(match, name)) for name in "qkv"}
+    for name, shape in shapes.items():
+        if shape is not None and len(shape) != match.rank:
+            return f"{name} has {len(shape)} axes, the scores have {match.rank}"
+    q, k, v = (shapes[name] for name in "qkv")
+    if q is None or k is None or v is None:
+        return ""
+    if len({q[0], k[0], v[0]} - {1}) > 1:
+        return f"q, k and v have batches of {q[0]}, {k[0]} and {v[0]}"
+    if match.rank > 3 and (k[1] != v[1] or k[1] not in (q[1], 1)):
+        return f"q, k and v have {q[1]}, {k[1]} and {v[1]} heads"
+    return ""
+
+
+def _shape(operand: Operand) -> tuple[int | str, ...] | None:
+    shape = known_shape(operand.value)
+    if shape is None or operand.perm is None or len(shape) != len(operand.perm):
+        return shape
+    return tuple(shape[axis] for axis in operand.perm)
+
+
+def _placed(operand: Operand, new: list[ir.Node]) -> ir.Value:
+    """The operand, transposed if it has to be."""
+    if operand.perm is None:
+        return operand.value
+    node = ir.node("Transpose", [operand.value], {"perm": list(operand.perm)})
+    node.outputs[0].type = operand.value.type
+    shape = _shape(operand)
+    node.outputs[0].shape = None if shape is None else ir.Shape(shape)
+    return _append(new, node)
+
+
+def _same_batch(model: ir.Model, operands: list[ir.Value], new: list[ir.Node]) -> list[ir.Value]:
+    """The operands, those with a batch of 1 expanded to that of the others."""
+    sizes = [shape[0] if (shape := known_shape(v)) else None for v in operands]
+    whole = next((v for v, size in zip(operands, sizes, strict=True) if size != 1), None)
+    if whole is None or None in sizes or 1 not in sizes:
+        return operands
+    batch, *rest = known_shape(whole) or ("",)
+    rows = _append(new, ir.node("Shape", [whole], {"start": 0, "end": 1}))
+    ones = add_constant(model, "expand_ones", np.ones(len(rest), np.int64))
+    target = _append(new, ir.node("Concat", [rows, ones], {"axis": 0}))
+    expanded = []
+    for value, size in zip(operands, sizes, strict=True):
+        if size == 1:
+            node = ir.node("Expand", [value, target])
+            node.outputs[0].type = value.type
+            node.outputs[0].shape = ir.Shape([batch, *list(value.shape or ())[1:]])
+            value = _append(new, node)
+        expanded.append(value)
+    return expanded
+
+
 def _with_head_axis(model: ir.Model, value: ir.Value, new: list[ir.Node]) -> ir.Value:
-    """`[batch, a, b]` as `[batch, 1, a, b]`; a mask of rank 2 broadcasts as it is."""
-    if value.shape is not None and len(value.shape) == 2:
-        return value
+    """`[batch, a, b]` as `[batch, 1, a, b]`."""
     axis = add_constant(model, "head_axis", np.array([_HEAD_AXIS], np.int64))
     return _append(new, ir.node("Unsqueeze", [value, axis]))
 
 
-def _key(transposed: ir.Value, rank: int) -> tuple[ir.Value, tuple[int, ...] | None] | None:
-    """What was transposed to give this value, and the transpose that puts its heads first."""
-    for source in layout_sources(transposed):
-        for perm, heads_first in _KEY_PERMS[rank]:
-            if is_permutation(source, transposed, perm):
-                return source, heads_first
-    return None
+def _mask_with_axes(model: ir.Model, mask: ir.Value, rank: int, new: list[ir.Node]) -> ir.Value:
+    """The mask with two axes or four, as `Attention` takes it; what is missing stands in front.
+
+    Of scores of rank 3 the heads are missing.
+    """
+    if mask.shape is None or len(mask.shape) in (2, 4):
+        return mask
+    if len(mask.shape) == 3 and rank == 3:
+        return _with_head_axis(model, mask, new)
+    count = (4 if len(mask.shape) == 3 else 2) - len(mask.shape)
+    axes = add_constant(model, f"mask_axes_{count}", np.arange(count, dtype=np.int64))
+    wide = ir.node("Unsqueeze", [mask, axes])
+    wide.outputs[0].type = mask.type
+    wide.outputs[0].shape = ir.Shape([1] * count + list(mask.shape))
+    return _append(new, wide)
 
 
-def _second_product(softmax: ir.Node) -> ir.Node | str:
+def _swapped(rank: int) -> tuple[int, ...]:
+    return (*range(rank - 2), rank - 1, rank - 2)
+
+
+def _transposed(value: ir.Value, rank: int) -> Operand:
+    """What was transposed to give this value, with the transpose that undoes the last swap.
+
+    Heads may stand before or behind the tokens before; what is no transpose gets one.
+    """
+    swapped = _swapped(rank)
+    for source in layout_sources(value):
+        if is_permutation(source, value, swapped):
+            return Operand(source)
+    node = value.producer()
+    if node is not None and is_op(node, "Transpose") and node.inputs[0] is not None:
+        perm = tuple(attribute(node, "perm", ()))
+        if len(perm) == rank:
+            return Operand(node.inputs[0], tuple(perm[axis] for axis in swapped))
+    return Operand(value, swapped)
+
+
+def _second_product(softmax: ir.Node) -> _Product | str:
     probabilities = softmax.outputs[0]
     guard = _nan_guard(probabilities)
-    user = only_user(guard if guard is not None else probabilities)
+    read = guard if guard is not None else probabilities
+    user = only_user(read)
+    if user is not None and is_op(user, "Cast"):
+        read = user.outputs[0]
+        user = only_user(read)
     if user is None:
         return "the probabilities have more than one reader"
-    if not is_op(user, "MatMul") or user.inputs[0] not in (guard, probabilities):
-        return f"the probabilities are read by {user.op_type}, not by the product with the values"
-    return user
+    if is_op(user, "MatMul") and user.inputs[0] is read:
+        return _Product(user)
+    after = only_user(user.outputs[0]) if swaps_last_axes(user) else None
+    if after is not None and is_op(after, "MatMul") and after.inputs[1] is user.outputs[0]:
+        return _Product(after, mirrored=True)
+    return f"the probabilities are read by {user.op_type}, not by the product with the values"
 
 
 def _nan_guard(probabilities: ir.Value) -> ir.Value | None:
@@ -212,125 +302,18 @@ def _nan_guard(probabilities: ir.Value) -> ir.Value | None:
     return where.outputs[0] if guarded else None
 
 
-def _scores(value: ir.Value | None) -> _Scores | str:
-    """Follow the scores from the softmax up to the first product."""
-    found = _Scores()
-    while value is not None and (node := value.producer()) is not None:
-        if is_op(node, "MatMul"):
-            return replace(found, product=node)
-        step = _peel(node)
-        if isinstance(step, str):
-            return step
-        if found.scale != 1.0 and (step.added or step.masked):
-            return "the scores are scaled after the mask is added"
-        value = step.below
-        found = _Scores(
-            scale=found.scale * step.scale,
-            added=found.added + step.added,
-            masked=found.masked + step.masked,
-        )
-    return "the scores do not come from a matrix product"
-
-
-def _peel(node: ir.Node) -> _Step | str:
-    """Take one operation off the scores."""
-    if node.op_type in ("Mul", "Div"):
-        below, factor = _scaling(node)
-        if factor is None:
-            return "the scores are scaled by something that is not a constant"
-        return _Step(below, scale=factor)
-    if is_op(node, "Add"):
-        first, second = node.inputs
-        below, added = (first, second) if _leads_to_scores(first) else (second, first)
-        if not _leads_to_scores(below) or _leads_to_scores(added):
-            return "it cannot be told which operand of the addition is the mask"
-        return _Step(below, added=(added,) if added is not None else ())
-    if is_op(node, "Where"):
-        return _peel_fill(node)
-    return f"{node.op_type} stands between the scores and the softmax"
-
-
-def _peel_fill(node: ir.Node) -> _Step | str:
-    condition, chosen, other = node.inputs
-    fill, below, inverted = scalar(other), chosen, False
-    if fill is None:
-        fill, below, inverted = scalar(chosen), other, True
-    if fill is None or condition is None:
-        return "the scores are replaced by something that is not a constant"
-    if fill > _VANISHES:
-        return f"the fill value {fill:g} does not vanish in the softmax"
-    return _Step(below, masked=(Masked(condition, inverted, fill),))
-
-
-def _leads_to_scores(value: ir.Value | None) -> bool:
-    """Whether only scaling, adding and filling lie between a product and this value."""
-    for _ in range(_MAX_CHAIN):
-        node = value.producer() if value is not None else None
-        if node is None:
-            return False
-        if is_op(node, "MatMul"):
-            return True
-        if node.op_type in ("Mul", "Div"):
-            value, factor = _scaling(node)
-            if factor is None:
-                return False
-        elif is_op(node, "Add"):
-            return any(_leads_to_scores(v) for v in node.inputs)
-        elif is_op(node, "Where"):
-            value = node.inputs[1] if scalar(node.inputs[1]) is None else node.inputs[2]
-        else:
-            return False
-    return False
-
-
-def _scaling(node: ir.Node) -> tuple[ir.Value | None, float | None]:
-    """The scaled value and the factor of a Mul or Div by a constant; None if it is not one."""
-    first, second = node.inputs
-    factor = scalar(second)
-    if factor is not None:
-        return first, factor if is_op(node, "Mul") else 1.0 / factor
-    factor = scalar(first)
-    if factor is not None and is_op(node, "Mul"):
-        return second, factor
-    return None, None
-
-
 def _unscaled(value: ir.Value | None) -> tuple[ir.Value, float]:
     """An operand of the first product without the constant factors on it."""
     scale = 1.0
     while value is not None and (node := value.producer()) is not None:
         if node.op_type not in ("Mul", "Div"):
             break
-        below, factor = _scaling(node)
+        below, factor = scaling(node)
         if factor is None or below is None:
             break
         value, scale = below, scale * factor
     assert value is not None
     return value, scale
-
-
-def _mask(model: ir.Model, match: Match, new: list[ir.Node]) -> ir.Value | None:
-    """One additive mask for `Attention`: the sum of all that was added or filled in.
-
-    A fill becomes 0 where the score is kept and the fill value elsewhere. Not a boolean mask: a
-    row without any key to see would get another result (a mean of all values, in the original).
-    """
-    dtype = match.q.dtype.numpy() if match.q.dtype is not None else np.dtype(np.float32)
-    parts = list(match.added)
-    for number, masked in enumerate(match.masked):
-        kept = add_constant(model, "attention_kept", np.zeros((), dtype))
-        fill = np.asarray(max(masked.fill, np.finfo(dtype).min * _NOT_LOWEST), dtype)
-        if np.isneginf(masked.fill):
-            fill = np.asarray(-np.inf, dtype)
-        low = add_constant(model, f"attention_fill_{number}", fill)
-        chosen = (low, kept) if masked.inverted else (kept, low)
-        parts.append(_append(new, ir.node("Where", [masked.condition, *chosen])))
-    if not parts:
-        return None
-    total = parts[0]
-    for value in parts[1:]:
-        total = _append(new, ir.node("Add", [total, value]))
-    return total
 
 
 def _append(new: list[ir.Node], node: ir.Node) -> ir.Value:

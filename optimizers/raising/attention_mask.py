@@ -92,6 +92,8 @@ class ReduceAttentionMask:
 
 def _why_not_key_padding(model: ir.Model, mask: ir.Value, source: ir.Value) -> str:
     """Empty if the mask means "ignore padding"; otherwise the reason why not."""
+    if mask.producer() is None:
+        return "the mask is a constant, or an input of the graph"
     nodes = ancestors(mask)
     if len(nodes) > _MAX_NODES or any(node.op_type in _HEAVY for node in nodes):
         return "the mask is computed from more than masks and shapes"

@@ -155,3 +155,55 @@ def test_a_norm_without_shift(graphs) -> None:
     InlineCanonicalOps().apply(raised)
     assert graphs.ops(raised) == ["Add", "LayerNormalization"]
     assert len(raised.graph[1].inputs) == 2  # an absent third one crashes ONNX Runtime 1.31
+
+
+def test_a_bias_that_is_added_last_goes_to_the_product(graphs) -> None:
+    body = WITH_BIAS.replace("h = Add(%s)", "h = Add(p, r)").replace(
+        "s = Add(r, h)", "s = Add(b, h)"
+    )
+    model = graphs.model(body, w=(4, 8), b=(8,), scale=(8,), bias=(8,))
+    raised, result = graphs.fuse(model, AddLayerNorm())
+    assert result.changed == 1
+    assert graphs.ops(raised) == ["MatMul", "Add", "tfc.AddLayerNorm"]
+    lowered, _ = graphs.fuse(raised, SkipLayerNorm())
+    assert graphs.ops(lowered) == ["MatMul", "com.microsoft.SkipLayerNormalization"]
+
+
+def test_a_sum_whose_rows_are_flattened_before_the_norm(graphs) -> None:
+    body = (BLOCK % "x, r").replace("(s, scale, bias)", "(f, scale, bias)")
+    body = body.replace("float[batch,sequence,8] y", "float[rows,8] y")
+    body = body.replace(
+        "  y =", "  rows = Constant<value_ints=[-1, 8]>()\n  f = Reshape(s, rows)\n  y ="
+    )
+    fused, result = graphs.fuse(graphs.model(body, scale=(8,), bias=(8,)), AddLayerNorm())
+    assert result.changed == 1
+    assert graphs.ops(fused) == ["Constant", "tfc.AddLayerNorm", "Reshape"]
+
+
+def test_scaled_and_moved_rows_of_tables_are_embeddings(graphs) -> None:
+    body = """g (int64[batch,sequence] ids, float[4,8] words, float[9,8] places, float root,
+      float[8] scale, float[8] bias) => (float[batch,sequence,8] y) {
+      a = Gather(words, ids)
+      b = Mul(a, root)
+      c = Gather(places, ids)
+      s = Add(b, c)
+      y = LayerNormalization(s, scale, bias)
+    }"""
+    root = np.array(4.0, np.float32)
+    model = graphs.model(body, words=(4, 8), places=(9, 8), root=root, scale=(8,), bias=(8,))
+    assert graphs.is_no_site(model, AddLayerNorm())
+
+
+def test_a_reader_of_the_sum_that_stands_before_the_norm(graphs) -> None:
+    body = PRE_LN.replace("  n = Layer", "  u = Relu(s)\n  n = Layer").replace(
+        "Add(t, s)", "Add(t, u)"
+    )
+    fused, _ = graphs.fuse(graphs.model(body, scale=(8,), bias=(8,)), AddLayerNorm())
+    assert graphs.ops(fused)[0] == "tfc.AddLayerNorm"
+
+
+def test_onnxruntime_gets_a_sum_that_only_the_graph_gives(graphs) -> None:
+    body = PRE_LN.replace("  y = Add(t, s)", "  y = Neg(t)")
+    raised, _ = graphs.fuse(graphs.model(body, scale=(8,), bias=(8,)), AddLayerNorm())
+    lowered, _ = graphs.fuse(raised, SkipLayerNorm())
+    assert graphs.ops(lowered) == ["com.microsoft.SkipLayerNormalization", "Relu", "Neg"]

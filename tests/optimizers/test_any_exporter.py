@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cached_decoders
+import exporter_cells
 import numpy as np
 import onnx
 import onnxruntime
@@ -75,14 +77,64 @@ def test_torchs_own_encoder(pre_norm: bool, norms: int, opset: int, tmp_path: Pa
     assert report.summary() == f"attention 2/2, add+LayerNorm {norms}/{norms}"
 
 
-def test_a_graph_that_the_trace_fixed_to_one_batch_says_so(tmp_path: Path) -> None:
-    """TorchScript writes the traced batch size into nn.MultiheadAttention's reshapes."""
-    source = export(TorchEncoder(pre_norm=False), tmp_path / "model.onnx", "torchscript", 17)
+@pytest.mark.parametrize(("pre_norm", "norms"), [(False, 4), (True, 3)])
+def test_a_graph_that_the_trace_fixed_to_one_length_is_fused(
+    pre_norm: bool, norms: int, tmp_path: Path
+) -> None:
+    """TorchScript writes the traced length into nn.MultiheadAttention's reshapes."""
+    source = export(TorchEncoder(pre_norm), tmp_path / "model.onnx", "torchscript", 17)
     report = optimize_file(source, tmp_path / "out.onnx", "onnxruntime")
-    assert report.counts["attention"].found < report.counts["attention"].expected
+    assert report.summary() == f"attention 2/2, add+LayerNorm {norms}/{norms}"
     assert report.reverted == []
     (shapes,) = [miss for miss in report.missed if miss.kind == "shapes"]
-    assert shapes.reason.startswith("the graph does not run at other sizes: ")
+    assert shapes.reason.startswith("the axis 'sequence' is fixed to 7: the graph does not run at")
+    batch, sequence = onnx.load(tmp_path / "out.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert batch.dim_param == "batch"
+    assert sequence.dim_value == 7
+
+
+# Of the table that tests/exporter_cells.py prints: what fails first when a family's eager form,
+# TorchScript's arithmetic on shapes, or a decoder's mask is read otherwise.
+CELLS = [
+    ("gpt2", "eager", "torchscript", 11, "attention 2/2, add+LayerNorm 4/4"),
+    ("bart", "sdpa", "torchscript", 14, "attention 6/6, add+LayerNorm 10/10"),
+    ("t5", "eager", "torchscript", 13, "attention 6/6, add+LayerNorm 0/0"),
+    ("opt", "sdpa", "torchscript", 17, "attention 2/2, add+LayerNorm 4/4"),
+    ("vit", "eager", "dynamo", 18, "attention 2/2, add+LayerNorm 4/4"),
+    ("distilbert", "sdpa", "dynamo", 24, "attention 2/2, add+LayerNorm 4/4"),
+]
+
+
+@pytest.mark.parametrize(("family", "attention", "exporter", "opset", "counts"), CELLS)
+def test_families_of_transformers(
+    family: str, attention: str, exporter: str, opset: int, counts: str, tmp_path: Path
+) -> None:
+    source, fused = tmp_path / "model.onnx", tmp_path / "fused.onnx"
+    exporter_cells.export(family, attention, exporter, opset, source)
+    report = optimize_file(source, fused, "onnxruntime")
+    assert report.summary() == counts
+    assert report.reverted == []
+    assert exporter_cells.difference(source, fused) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "total"),
+    [
+        ({}, "past_sequence_length + sequence_length"),
+        ({"stacked": True}, "total_seq_len"),
+        ({"transposed_keys": True}, "total_sequence_length"),
+    ],
+    ids=["a cache for each of k and v", "stacked", "keys transposed"],
+)
+def test_decoders_with_a_cache(options: dict[str, bool], total: str, tmp_path: Path) -> None:
+    source, fused = tmp_path / "model.onnx", tmp_path / "fused.onnx"
+    cached_decoders.export(cached_decoders.Decoder(**options), source, total, 13)
+    report = optimize_file(source, fused, "onnxruntime")
+    assert report.summary() == "attention 2/2, add+LayerNorm 4/4"
+    assert report.reverted == []
+    assert [o.name for o in onnx.load(source).graph.output] == [
+        o.name for o in onnx.load(fused).graph.output
+    ]
 
 
 def test_the_command_writes_the_graph_and_prints_json(tmp_path: Path) -> None:

@@ -105,21 +105,17 @@ def test_a_key_transposed_through_three_dimensions(graphs) -> None:
     assert graphs.ops(fused) == ["Attention"]
 
 
-def test_it_refuses_a_key_that_is_rearranged_otherwise(graphs) -> None:
+def test_a_key_that_is_rearranged_otherwise_is_transposed(graphs) -> None:
     head = HEAD.replace("float[batch,2,sequence,4] k", "float[2,batch,sequence,4] k")
     transpose = "kt = Transpose<perm=[1,0,3,2]>(k)\n"
     model = attention_model(graphs, "z = MatMul(q, kt)", head=head, transpose=transpose)
-    reason = graphs.refusal(model, Attention())
-    assert reason == "the second operand of the scores is not a transposed key"
+    fused, _ = graphs.fuse(model, Attention())
+    assert graphs.ops(fused) == ["Transpose", "Attention"]
 
 
 @pytest.mark.parametrize(
     ("scores", "reason"),
     [
-        (
-            "s = MatMul(q, kt)\nt = Add(s, mask)\nz = Mul(t, c)",
-            "the scores are scaled after the mask is added",
-        ),
         (
             "s = MatMul(q, kt)\nz = Where(keep, s, c)",
             "the fill value 2 does not vanish in the softmax",
@@ -133,12 +129,20 @@ def test_it_refuses_a_key_that_is_rearranged_otherwise(graphs) -> None:
             "s = MatMul(q, kt)\nz = Add(s, s)",
             "it cannot be told which operand of the addition is the mask",
         ),
-        ("z = Identity(mask4)", "Identity stands between the scores and the softmax"),
+        (
+            "s = MatMul(q, kt)\nt = Where(keep, s, low)\nz = Mul(t, tiny)",
+            "the fill value -10 does not vanish in the softmax",
+        ),
+        (
+            "s = MatMul(q, kt)\nt = Where(keep, s, low)\nz = Mul(t, heads)",
+            "the scores are scaled by a tensor after the mask is added",
+        ),
     ],
 )
 def test_it_refuses(graphs, scores, reason) -> None:
-    head = HEAD.replace("float low)", "float low, float[batch,2,sequence,sequence] mask4)")
-    assert graphs.refusal(attention_model(graphs, scores, head=head), Attention()) == reason
+    head = HEAD.replace("float low)", "float low, float tiny, float[2,1,1] heads)")
+    model = attention_model(graphs, scores, head=head, tiny=1e-8, heads=[[[0.5]], [[2.0]]])
+    assert graphs.refusal(model, Attention()) == reason
 
 
 def test_it_refuses_probabilities_that_are_read_twice(graphs) -> None:

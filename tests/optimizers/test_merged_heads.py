@@ -60,3 +60,49 @@ def test_a_bias_per_head_is_split_as_the_scores_are(graphs, operands: str) -> No
     # What is left of the reshapes: the bias's own, and its split.
     assert ops.count("Reshape") == 2
     assert relative_difference(expected, outputs_of(model, feeds)) < 1e-6
+
+
+SEQUENCE_FIRST = """
+<ir_version: 11, opset_import: ["" : 23]>
+first (float[sequence,batch,8] q, float[sequence,batch,8] k, float[sequence,batch,8] v)
+=> (float[sequence,batch,8] y) {
+  dim = Constant <value_ints = [4]> ()
+  two = Constant <value_ints = [2]> ()
+  length = Shape <start = 0, end = 1> (q)
+  rows = Shape <start = 1, end = 2> (q)
+  merged = Mul (rows, two)
+  size = Concat <axis = 0> (length, merged, dim)
+  q3 = Reshape (q, size)
+  k3 = Reshape (k, size)
+  v3 = Reshape (v, size)
+  qt = Transpose <perm = [1, 0, 2]> (q3)
+  kt = Transpose <perm = [1, 2, 0]> (k3)
+  vt = Transpose <perm = [1, 0, 2]> (v3)
+  scores = MatMul (qt, kt)
+  p = Softmax <axis = -1> (scores)
+  y3 = MatMul (p, vt)
+  back = Transpose <perm = [1, 0, 2]> (y3)
+  width = Constant <value_ints = [8]> ()
+  whole = Concat <axis = 0> (length, rows, width)
+  y = Reshape (back, whole)
+}
+"""
+
+
+@pytest.mark.ort
+def test_heads_merged_with_the_batch_behind_the_sequence() -> None:
+    import onnx_ir as ir
+
+    from tfc.optimizers.cleaning import Fold
+    from tfc.optimizers.executor import outputs_of, relative_difference
+
+    model = ir.from_onnx_text(SEQUENCE_FIRST)
+    rng = np.random.default_rng(0)
+    feeds = [{name: rng.standard_normal((5, 3, 8)).astype(np.float32) for name in "qkv"}]
+    expected = outputs_of(model, feeds)
+    Fold().apply(model)
+    InferShapes().apply(model)
+    assert SplitMergedHeads().apply(model).changed > 0
+    softmax = next(node for node in model.graph if node.op_type == "Softmax")
+    assert str(softmax.inputs[0].shape) == "[batch,2,sequence,sequence]"
+    assert relative_difference(expected, outputs_of(model, feeds)) < 1e-6

@@ -12,6 +12,7 @@ from tfc.cli.console import err, out, progress, table
 from tfc.cli.options import PassNames, allow_missed_option, pass_options
 from tfc.errors import EXIT_CONTRACT, UsageError
 
+_SHOWN = 5
 _LABELS = {"attention": "attention", "add_layernorm": "add+LayerNorm"}
 
 
@@ -157,7 +158,7 @@ def print_report(report: dict[str, Any], target: str) -> None:
             f"judged on random stand-ins for {report['stand_in_bytes'] / 1e9:.1f} GB of weights, "
             "which were not loaded"
         )
-    for miss in report["missed"][:5]:
+    for miss in [*report["missed"], *report.get("left_alone", [])][:_SHOWN]:
         out.print(f"left alone: {miss['kind']} at {miss['module'] or miss['node']}: "
                   f"{miss['reason']}")  # fmt: skip
 

@@ -43,7 +43,7 @@ def explain(
 
     selection = selection_of(passes, only, skip)
     if isinstance(source, Path):
-        graph, feeds = graph_and_feeds(source)
+        graph, feeds, _ = graph_and_feeds(source)
         return explain_graph(graph, target, feeds, place, selection=selection)
     unknown: UsageError | None = None
     for name, record in source.manifest.graphs.items():

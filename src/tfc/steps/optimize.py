@@ -181,6 +181,7 @@ def _merged(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
             for entry in report["passes"]
         ],
         "missed": [miss for report in every for miss in report["missed"]],
+        "left_alone": [site for report in every for site in report["left_alone"]],
         "reverted": [
             f"{g}: {name}" for g, report in reports.items() for name in report["reverted"]
         ],

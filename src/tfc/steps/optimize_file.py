@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from tfc.optimizers import Report
+    from tfc.optimizers.passes import Refusal
     from tfc.runtime.padding import Feed
 
 
@@ -58,7 +60,7 @@ def optimize_file(
     """
     from tfc.optimizers import optimize
 
-    graph, feeds = graph_and_feeds(model, stand_ins_from)
+    graph, feeds, notes = graph_and_feeds(model, stand_ins_from)
     optimized, report = optimize(
         graph,
         target,
@@ -70,7 +72,7 @@ def optimize_file(
     folder = Path(output).resolve().parent
     share = report.stand_ins > 0 and folder == Path(model).resolve().parent
     _write(optimized, Path(output), stay_in=folder if share else None)
-    return report
+    return dataclasses.replace(report, missed=(*notes, *report.missed))
 
 
 def _write(model: ir.Model, output: Path, stay_in: Path | None) -> None:
@@ -87,8 +89,9 @@ def _write(model: ir.Model, output: Path, stay_in: Path | None) -> None:
 
 def graph_and_feeds(
     model: str | Path, stand_ins_from: int | None = None
-) -> tuple[ir.Model, list[Feed]]:
-    """The graph of an ONNX file in the current opset, and inputs on which it runs.
+) -> tuple[ir.Model, list[Feed], tuple[Refusal, ...]]:
+    """The graph of an ONNX file in the current opset, inputs on which it runs, and what is to be
+    said of its axes.
 
     The graph has stand-ins for its weights where those are too large.
 
@@ -100,7 +103,8 @@ def graph_and_feeds(
     import onnx
     import onnx_ir as ir
 
-    from tfc.optimizers.opset import with_current_opset
+    from tfc.optimizers.axes import settle_axes
+    from tfc.optimizers.opset import set_norms_aside, with_current_opset
     from tfc.optimizers.probes import ledger_feeds
     from tfc.optimizers.stand_ins import STAND_IN_BYTES, with_stand_ins
 
@@ -108,8 +112,8 @@ def graph_and_feeds(
     if not path.is_file():
         raise BadInput("there is no such file", where=str(path), fix="Give an ONNX file")
     try:
-        onnx.checker.check_model(path)
         proto = onnx.load(path, load_external_data=False)
+        onnx.checker.check_model(proto if set_norms_aside(proto) else path)
     except Exception as error:  # protobuf, onnx and the file system have no common error
         raise BadInput(
             f"the file is not an ONNX model ({first_line(error)})",
@@ -120,8 +124,9 @@ def graph_and_feeds(
     ir.external_data.set_base_dir(graph.graph, path.parent)
     graph = with_stand_ins(graph, STAND_IN_BYTES if stand_ins_from is None else stand_ins_from)
     try:
-        return graph, ledger_feeds(graph)
-    except RuntimeError as error:
+        notes = settle_axes(graph)
+        return graph, ledger_feeds(graph), notes
+    except Exception as error:  # ONNX Runtime's errors have no common root
         raise BadInput(
             f"the model does not run on probe inputs ({first_line(error)})",
             where=str(path),
