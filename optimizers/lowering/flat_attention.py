@@ -9,9 +9,9 @@ After::
     y = Attention(q, k, v, mask, q_num_heads = N, kv_num_heads = N)     # [batch, sequence, N·D]
 
 The kernel does the four transposes itself. On the CPU provider with MiniLM it is the fastest form
-in the geometric mean over five shapes: 1.01 of the raw export under ONNX Runtime's own
-optimisations, against 0.98 with split heads, 0.97 with a packed QKV product and 0.99 with
-`com.microsoft.MultiHeadAttention` (perf/cpu_forms.py, perf/results/cpu_forms.json).
+in the geometric mean over five shapes: 1.16 times the raw export under ONNX Runtime's own
+optimisations, with split heads 1.13, a packed QKV product 1.11, `com.microsoft.MultiHeadAttention`
+1.13 (perf/cpu_forms.py, perf/results/cpu_forms.json).
 
 Fires when q, k and v are split, and the result merged, by a Reshape and a Transpose each that
 nothing else reads. Safe because the flat form is defined as exactly these steps.
