@@ -116,10 +116,10 @@ def with_real_weights(model: ir.Model) -> None:
 
 
 def in_fp32(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """An fp16 tensor's numbers in fp32; a tensor of another type is returned as it is."""
+    """An fp16 or bf16 tensor's numbers in fp32; one of another type is returned as it is."""
     if isinstance(tensor, Computed):
         return tensor.of([in_fp32(source) for source in tensor.sources])
-    if tensor.dtype != _HALF:
+    if tensor.dtype not in (_HALF, ir.DataType.BFLOAT16):
         return tensor
     if isinstance(tensor, StandIn):
         return tensor.in_fp32()

@@ -1,4 +1,4 @@
-"""An fp32 graph → the same graph computing in fp16, with casts where the two meet.
+"""An fp32 graph → the same graph computing in fp16 or bf16, with casts where the two meet.
 
 What runs in half: matrix products and attention on token tensors (rank 3 and more, or flattened to
 `[batch·sequence, …]`), GELU, LayerNormalization (its statistics stay in fp32: `stash_type` 1),
@@ -9,8 +9,9 @@ What stays in fp32:
 1. reductions, softmax, divisions, powers and roots written out: they lose or overflow;
 2. what works on pooled tensors (rank 2: pooler, classifier head, normalisation): it costs
    nothing and decides the result;
-3. a node with a constant that fp16 cannot hold, and every node that gives or reads a value that
-   was seen to be too large for fp16 (`tfc.optimizers.precision.ranges`);
+3. a node with a constant that the half type cannot hold, and every node that gives or reads a
+   value that was seen to be too large for it (`tfc.optimizers.precision.ranges`; for fp16 only:
+   bf16 has the exponents of fp32);
 4. the graph's inputs and outputs.
 
 Every value is cast at most once to each type, and a cast back reads the original value, so no
@@ -29,11 +30,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from tfc.optimizers.graph import add_constant, constant, insert_before, set_type
+from tfc.optimizers.precision.types import FP16, HalfType
 
-_FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-_HALF_MAX = float(np.finfo(np.float16).max)
-# exp(-32752) is 0, and a score added to it does not overflow.
-_LEAST_MASK = -_HALF_MAX / 2
+_FLOAT = ir.DataType.FLOAT
+# A mask's lowest value, as a share of the half type's largest. exp(-32752) is 0 already, and a
+# score added to it does not overflow.
+_LEAST_MASK = -0.5
 # Token tensors are [batch, sequence, …]; a pooled tensor is [batch, …].
 _TOKEN_RANK = 3
 
@@ -49,7 +51,7 @@ _LAYOUT = frozenset(
 
 @dataclass(frozen=True)
 class HalfReport:
-    """How many nodes run in each precision, and the nodes kept in fp32 because fp16 overflows."""
+    """How many nodes run in each precision, and the nodes kept in fp32 because half overflows."""
 
     half: dict[str, int]
     fp32: dict[str, int]
@@ -61,6 +63,7 @@ class _Converter:
     """One conversion under way: the casts and constants made so far."""
 
     model: ir.Model
+    type: HalfType
     too_large: Collection[str] = ()
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = field(default_factory=dict)
     origin: dict[ir.Value, ir.Value] = field(default_factory=dict)
@@ -71,11 +74,11 @@ class _Converter:
 
     def convert(self, node: ir.Node) -> None:
         """Choose the node's precision and give it inputs of that type."""
-        floats = [i for i, v in enumerate(node.inputs) if v is not None and v.dtype in _FLOATS]
+        floats = [i for i, v in enumerate(node.inputs) if self._is_float(v)]
         if not floats:
             return
         if self._runs_in_half(node, [node.inputs[i] for i in floats]):
-            wanted = _HALF
+            wanted = self.type.dtype
             self.half[node.op_type] += 1
         else:
             wanted = _FLOAT
@@ -84,22 +87,23 @@ class _Converter:
             value = node.inputs[index]
             if value is None or value.dtype == wanted:
                 continue
-            if node.op_type == "Attention" and index == _MASK and wanted == _HALF:
+            if node.op_type == "Attention" and index == _MASK and wanted != _FLOAT:
                 value = self.within_half(value, node)
             node.replace_input_with(index, self.as_type(value, wanted, node))
         for output in node.outputs:
-            if output.dtype in _FLOATS and node.op_type != "Cast":
+            if self._is_float(output) and node.op_type != "Cast":
                 set_type(output, wanted, output.shape)
 
     def within_half(self, mask: ir.Value, before: ir.Node) -> ir.Value:
-        """A mask whose lowest values are still numbers in fp16.
+        """A mask whose lowest values are still numbers in half.
 
         As infinities they would make a row without any key to see a row of NaN.
         """
         if constant(mask) is not None:
             return mask
         if mask not in self.bounded:
-            least = add_constant(self.model, "half_mask_least", np.array(_LEAST_MASK, np.float32))
+            lowest = np.array(_LEAST_MASK * self.type.largest, np.float32)
+            least = add_constant(self.model, "half_mask_least", lowest)
             bound = ir.node("Max", [mask, least], name=f"{mask.name}_within_half")
             insert_before(before, [bound])
             set_type(bound.outputs[0], _FLOAT, mask.shape)
@@ -120,7 +124,7 @@ class _Converter:
     def _cast(self, value: ir.Value, wanted: ir.DataType, before: ir.Node) -> ir.Value:
         array = constant(value)
         if array is not None:
-            name = f"{value.name}.{'fp16' if wanted == _HALF else 'fp32'}"
+            name = f"{value.name}.{'fp32' if wanted == _FLOAT else self.type.name}"
             return add_constant(self.model, name, array.astype(wanted.numpy()))
         cast = ir.node("Cast", [value], {"to": wanted}, name=f"{value.name}_as_{wanted.name}")
         out = cast.outputs[0]
@@ -134,7 +138,7 @@ class _Converter:
 
     def _runs_in_half(self, node: ir.Node, floats: list[ir.Value | None]) -> bool:
         activations = [v for v in floats if _weight(v) is None]
-        constants_fit = all(_fits(v) for v in floats if _weight(v) is not None)
+        constants_fit = all(self._fits(v) for v in floats if _weight(v) is not None)
         if not constants_fit or self._touches_a_large_value(node):
             self.kept.append(str(node.name))
             return False
@@ -143,8 +147,15 @@ class _Converter:
         if node.op_type in _HALF_OPS:
             return True
         if node.op_type in _ELEMENTWISE or node.op_type in _LAYOUT:
-            return all(v is not None and v.dtype == _HALF for v in activations)
+            return all(v is not None and v.dtype == self.type.dtype for v in activations)
         return False
+
+    def _is_float(self, value: ir.Value | None) -> bool:
+        return value is not None and value.dtype in (_FLOAT, self.type.dtype)
+
+    def _fits(self, value: ir.Value | None) -> bool:
+        array = _weight(value)
+        return array is None or bool((np.abs(array) <= self.type.largest).all())
 
     def _touches_a_large_value(self, node: ir.Node) -> bool:
         # A mask may hold the lowest fp32 number; it is bounded before it is cast.
@@ -153,25 +164,25 @@ class _Converter:
         return any(v.name in self.too_large for v in (*read, *node.outputs))
 
 
-_FLOATS = (_FLOAT, _HALF)
-
-
-def half_from_fp32(model: ir.Model, too_large: Collection[str] = ()) -> tuple[ir.Model, HalfReport]:
-    """The graph in fp16 as far as it is safe. Inputs and outputs keep their types.
+def half_from_fp32(
+    model: ir.Model, half: HalfType = FP16, too_large: Collection[str] = ()
+) -> tuple[ir.Model, HalfReport]:
+    """The graph in fp16 or bf16 as far as it is safe. Inputs and outputs keep their types.
 
     The given model, of standard operators in topological order, is not changed.
 
     Args:
         model: an fp32 graph.
-        too_large: the names of values that fp16 cannot hold.
+        half: the type to compute in.
+        too_large: the names of values that it cannot hold.
     """
     model = model.clone()
-    converter = _Converter(model, too_large)
+    converter = _Converter(model, half, too_large)
     outputs = {id(v): str(v.name) for v in model.graph.outputs}
     for node in list(model.graph):
         converter.convert(node)
     for index, value in enumerate(list(model.graph.outputs)):
-        if value.dtype == _HALF:
+        if value.dtype == half.dtype:
             _cast_output(model, index, value, outputs[id(value)])
     for name in [n for n, v in model.graph.initializers.items() if not v.uses()]:
         del model.graph.initializers[name]
@@ -195,11 +206,6 @@ def _weight(value: ir.Value | None) -> npt.NDArray[Any] | None:
     producer = value.producer() if value is not None else None
     transposed = producer is not None and producer.op_type == "Transpose"
     return constant(producer.inputs[0] if transposed and producer is not None else value)
-
-
-def _fits(value: ir.Value | None) -> bool:
-    array = _weight(value)
-    return array is None or bool((np.abs(array) <= _HALF_MAX).all())
 
 
 def _has_tokens(value: ir.Value | None) -> bool:

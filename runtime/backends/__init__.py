@@ -93,6 +93,11 @@ def _why_not(found: Availability, precision: str) -> str:
         reason = reason.rpartition(": ")[2]
         can = "builds here but cannot run" if found.can_build else "cannot run here"
         return f"{found.name} {can} ({reason})"
+    return why_no_kernels(found, precision)
+
+
+def why_no_kernels(found: Availability, precision: str) -> str:
+    """Why the backend cannot compute in `precision` here; empty where it can."""
     if precision in _NO_KERNELS.get((found.name, found.hardware), ()):
         return f"{found.name} has no {precision} kernels for the {found.hardware}"
     return ""

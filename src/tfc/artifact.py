@@ -8,7 +8,7 @@ Layout (docs/artifact.md is the specification)::
     samples.jsonl, samples/         the texts or images on which export checked parity
     samples.npz                     for a module: tensors, and what PyTorch gave for them
     optimized/<target>/             each graph, fused and lowered, fp32
-    optimized/<target>.fp16/        the same in another precision
+    optimized/<target>.fp16/        the same in another precision (fp16, bf16)
     engines/<backend>-<precision>/  what a backend compiled
     reports/                        verify.json, bench.json
 

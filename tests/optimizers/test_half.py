@@ -1,4 +1,4 @@
-"""fp16 graphs: what runs in half, what stays in fp32, and no cast too many."""
+"""fp16 and bf16 graphs: what runs in half, what stays in fp32, and no cast too many."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from tfc.optimizers.executor import outputs_of, relative_difference
 from tfc.optimizers.precision.half import half_from_fp32
 from tfc.optimizers.precision.half_weights import half_weights_from_fp32
+from tfc.optimizers.precision.types import BF16, FP16, HalfType
 
 pytestmark = pytest.mark.ort
 
@@ -59,6 +60,44 @@ def test_tokens_in_half_and_the_head_in_fp32(graphs) -> None:
     feeds = [graphs.feed(model)]
     difference = relative_difference(outputs_of(model, feeds), outputs_of(half, feeds))
     assert 0 < difference < 5e-3
+
+
+def test_bf16_converts_the_same_nodes_and_rounds_to_eight_bits(graphs) -> None:
+    model = layer(graphs)
+    half, report = half_from_fp32(model, BF16)
+    assert (half_from_fp32(model)[1], report.kept) == (report, ())
+    assert graphs.ops(half) == [
+        "Cast", "MatMul", "Add", "Cast", "Add", "Cast", "LayerNormalization", "Gather", "Cast",
+        "Gemm",
+    ]  # fmt: skip
+    types = {value.dtype for node in half.graph for value in node.outputs}
+    assert types == {ir.DataType.BFLOAT16, ir.DataType.FLOAT}
+    weights = [v for v in half.graph.initializers.values() if v.name in ("w.bf16", "bias.bf16")]
+    assert [v.const_value.dtype for v in weights] == [ir.DataType.BFLOAT16] * 2
+    assert [v.dtype for v in (*half.graph.inputs, *half.graph.outputs)] == [ir.DataType.FLOAT] * 2
+    feeds = [graphs.feed(model)]
+    difference = relative_difference(outputs_of(model, feeds), outputs_of(half, feeds))
+    assert 5e-4 < difference < 4e-2
+
+
+@pytest.mark.parametrize(("half", "finite"), [(FP16, False), (BF16, True)])
+def test_bf16_holds_what_fp16_cannot(graphs, half: HalfType, finite: bool) -> None:
+    model = layer(graphs, w=np.full((8, 8), 6e4, np.float32))
+    converted, _ = half_from_fp32(model, half)
+    (outputs,) = outputs_of(converted, [graphs.feed(model)])
+    assert np.isfinite(outputs["logits"]).all() == finite
+
+
+@pytest.mark.parametrize("half", [FP16, BF16])
+def test_a_row_whose_keys_are_all_masked_stays_a_number(graphs, half: HalfType) -> None:
+    text = """g (float[2,1,5,8] q, float[2,1,5,5] mask) => (float[2,1,5,8] y) {
+      y = Attention(q, q, q, mask)
+    }"""
+    model = graphs.model(text)
+    mask = np.full((2, 1, 5, 5), np.finfo(np.float32).min, np.float32)
+    converted, _ = half_from_fp32(model, half)
+    (outputs,) = outputs_of(converted, [{"q": graphs.normal(2, 1, 5, 8), "mask": mask}])
+    assert np.isfinite(outputs["y"]).all()
 
 
 def test_no_value_is_cast_twice_and_no_pair_cancels(graphs) -> None:

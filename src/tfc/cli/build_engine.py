@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @click.command("build-engine")
 @artifact_argument
-@click.option("--fp16", is_flag=True, help="Half precision.  [default: fp32]")
+@click.option("--fp16", is_flag=True, help="Half precision: 11 bits, up to 65504.  [default: fp32]")
+@click.option("--bf16", is_flag=True, help="Half precision: 8 bits, as large as fp32.")
 @click.option(
     "--backend",
     type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]),
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 def command(
     artifact: str,
     fp16: bool,
+    bf16: bool,
     backend: str,
     batch: tuple[int, int, int] | None,
     sequence: tuple[int, int, int] | None,
@@ -48,17 +50,23 @@ def command(
     The graph is optimized for the backend first, where that was not done yet. TensorRT-RTX builds
     ahead of time, without a GPU; such an engine is recorded as built and not run. What TensorRT
     compiled is audited: every attention block and every add+LayerNorm must be in a fused kernel,
-    and matrix products in fp16 if the engine is called so. 'tfc inspect --kernels' lists them all.
+    and matrix products in half if the engine is called so. 'tfc inspect --kernels' lists them all.
     """
     from tfc.artifact import Artifact
+    from tfc.errors import UsageError
     from tfc.steps.build import build_engine
 
+    if fp16 and bf16:
+        raise UsageError(
+            "an engine has one precision, and two were asked for",
+            fix="Give --fp16 or --bf16, not both",
+        )
     opened = Artifact.open(artifact)
     begun = time.perf_counter()
     with progress("building") as report:
         result = build_engine(
             opened,
-            precision="fp16" if fp16 else "fp32",
+            precision="fp16" if fp16 else "bf16" if bf16 else "fp32",
             backend=backend,
             batch=batch,
             sequence=sequence,

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfc.artifact import Artifact
+from tfc.errors import BackendUnavailable
 from tfc.kernel_report import report_to_json
 from tfc.manifest import Engine, Graph, Step
 from tfc.runtime.backends import backend as backend_of
-from tfc.runtime.backends import choose_backend
+from tfc.runtime.backends import choose_backend, why_no_kernels
 from tfc.runtime.backends.base import Availability, Backend, Built, Inputs, Profile
 from tfc.steps.engine_audit import audit_engine, kernels_file
 from tfc.steps.optimize import optimize
@@ -58,7 +59,7 @@ def build_engine(
 
     Args:
         artifact: an exported artifact, or its path.
-        precision: `fp32` or `fp16`.
+        precision: `fp32`, `fp16` or `bf16`.
         backend: `tensorrt`, `tensorrt-rtx`, `onnxruntime`, or `auto` for the best that runs here.
         batch: smallest, best and largest batch size.
         sequence: smallest, best and largest length in tokens.
@@ -67,7 +68,7 @@ def build_engine(
         on_progress: called with what is under way.
 
     Raises:
-        BackendUnavailable: the backend cannot build here.
+        BackendUnavailable: the backend cannot build here, or not in this precision.
         ContractNotReached: a fusion was missed, the compiled kernels are not fused, or they
             compute in another precision.
         UsageError: the ranges are not in order, or beyond what the model takes.
@@ -117,11 +118,15 @@ def _choose(asked: str, precision: str) -> tuple[Backend, str]:
     chosen = backend_of(asked)
     found = chosen.availability()
     if not found.can_build:
-        from tfc.errors import BackendUnavailable
-
         raise BackendUnavailable(
             f"{asked} cannot build engines here: {found.why_not_build}",
             fix="See what this machine can build and run with: tfc doctor",
+        )
+    if lacking := why_no_kernels(found, precision):
+        raise BackendUnavailable(
+            lacking,
+            fix=f"Build for a GPU ahead of time: --{precision} --backend tensorrt-rtx, "
+            "or for the CPU in fp32",
         )
     return chosen, f"{asked}: as asked"
 
@@ -210,4 +215,4 @@ def _notes(
         )
     steps = [artifact.manifest.step(f"precision:{model}") for model in models.values()]
     pinned = [name for step in steps if step is not None for name in step.result["overflows_in"]]
-    return (f"kept in fp32 because fp16 overflows: {', '.join(pinned)}",) if pinned else ()
+    return (f"kept in fp32 because {precision} overflows: {', '.join(pinned)}",) if pinned else ()

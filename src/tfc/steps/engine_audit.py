@@ -87,7 +87,7 @@ def audit_engine(
     check_precision(precision, judged, kept, where=", ".join(models.values()))
     lost = [one.product.node for one in narrowed(judged) if one.product.node in kept]
     if lost:
-        notes = (*notes, f"kept in fp32 in the graph, yet compiled in fp16: {', '.join(lost)}")
+        notes = (*notes, f"kept in fp32, yet compiled in {precision}: {', '.join(lost)}")
     audit = {**fused, "precision": precision_audit(judged).as_json()}
     return EngineAudit(audit, notes, KernelReport(chosen.name, precision, graphs))
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from tfc.runtime.padding import Feed
 
-PRECISIONS = ("fp32", "fp16")
-# Half precision keeps 11 bits; over a deep encoder its rounding adds up to a few 1e-3 of the
+PRECISIONS = ("fp32", "fp16", "bf16")
+# fp16 keeps 11 bits; over a deep encoder its rounding adds up to a few 1e-3 of the
 # output's scale (MiniLM: 3e-4). Ten times that is a broken graph, not rounding. Whether an engine
-# is good enough is decided by `tfc verify`, not here.
-_BROKEN = 0.05
+# is good enough is decided by `tfc verify`, not here. bf16 keeps 8 bits: eight times the noise.
+_BROKEN = {"fp16": 0.05, "bf16": 0.4}
 
 
 def convert(
@@ -40,7 +40,7 @@ def convert(
     """
     if precision not in PRECISIONS:
         raise UsageError(
-            f"there is no precision '{precision}'", fix=f"Choose {' or '.join(PRECISIONS)}"
+            f"there is no precision '{precision}'", fix=f"Choose one of: {', '.join(PRECISIONS)}"
         )
     source = optimized_file(target, graph)
     if precision == "fp32":
@@ -68,15 +68,16 @@ def _run(artifact: Artifact, step: Step, graph: str, weights_only: bool) -> None
     feeds = probe_feeds(artifact, graph, exact=False)
     (source,) = step.inputs
     model = ir.load(artifact.file(source))
-    converted, result = _converted(model, feeds, weights_only)
+    converted, result = _converted(model, feeds, str(step.options["precision"]), weights_only)
     axes = {s.name: s.shape for s in artifact.manifest.graphs[graph].signature.outputs}
     difference = _difference(model, converted, feeds, axes)
-    if not difference <= _BROKEN:
+    precision = str(step.options["precision"])
+    if not difference <= _BROKEN[precision]:
         raise ContractNotReached(
-            f"the fp16 graph is off by {difference:.3g} of the output's scale: "
+            f"the {precision} graph is off by {difference:.3g} of the output's scale: "
             "something in this model overflows or loses in half precision",
             where=str(artifact.path),
-            fix="Build in fp32: leave --fp16 out",
+            fix=f"Build in fp32: leave --{precision} out",
         )
     result["difference"] = difference
     with artifact.change() as change:
@@ -86,20 +87,22 @@ def _run(artifact: Artifact, step: Step, graph: str, weights_only: bool) -> None
 
 
 def _converted(
-    model: ir.Model, feeds: list[Feed], weights_only: bool
+    model: ir.Model, feeds: list[Feed], precision: str, weights_only: bool
 ) -> tuple[ir.Model, dict[str, Any]]:
     """The converted graph, and what the manifest records of it."""
     from tfc.optimizers.precision.half import half_from_fp32
     from tfc.optimizers.precision.half_weights import half_weights_from_fp32
     from tfc.optimizers.precision.ranges import overflowing
+    from tfc.optimizers.precision.types import HALF_TYPES
 
     if weights_only:
         converted, stored = half_weights_from_fp32(model)
         return converted, {"arithmetic": "fp32", "matrices_in_half": stored}
-    too_large = overflowing(model, feeds)
-    converted, report = half_from_fp32(model, too_large)
+    half = HALF_TYPES[precision]
+    too_large = {} if half.wide else overflowing(model, feeds)
+    converted, report = half_from_fp32(model, half, too_large)
     return converted, {
-        "arithmetic": "fp16",
+        "arithmetic": precision,
         "half": report.half,
         "fp32": report.fp32,
         "kept": list(report.kept),
