@@ -43,7 +43,7 @@ _MASK = 3
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Attention"})
 _HALF_OPS = frozenset({"Gelu", "LayerNormalization", "RMSNormalization", "RotaryEmbedding"})
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Neg", "Tanh", "Relu", "Erf", "Sigmoid", "Where"})
-_LAYOUT = frozenset(
+LAYOUT = frozenset(
     {"Reshape", "Transpose", "Split", "Squeeze", "Unsqueeze", "Concat", "Slice", "Expand",
      "Gather", "GatherElements", "Identity", "Flatten", "Tile"}
 )  # fmt: skip
@@ -146,7 +146,7 @@ class _Converter:
             return all(_has_tokens(v) for v in activations)
         if node.op_type in _HALF_OPS:
             return True
-        if node.op_type in _ELEMENTWISE or node.op_type in _LAYOUT:
+        if node.op_type in _ELEMENTWISE or node.op_type in LAYOUT:
             return all(v is not None and v.dtype == self.type.dtype for v in activations)
         return False
 

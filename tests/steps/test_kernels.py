@@ -272,14 +272,14 @@ def in_fp32(model: ir.Model, whole: bool) -> None:
 
 
 def convert_badly(monkeypatch: pytest.MonkeyPatch, *, whole: bool) -> None:
-    original = precision._converted
+    original = precision._arithmetic
 
     def worse(*arguments: Any) -> tuple[ir.Model, dict[str, Any]]:
         model, result = original(*arguments)
         in_fp32(model, whole)
         return model, result
 
-    monkeypatch.setattr(precision, "_converted", worse)
+    monkeypatch.setattr(precision, "_arithmetic", worse)
 
 
 @needs_rtx

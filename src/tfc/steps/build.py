@@ -18,6 +18,7 @@ from tfc.runtime.backends.base import Availability, Backend, Built, Inputs, Prof
 from tfc.steps.engine_audit import audit_engine, kernels_file
 from tfc.steps.optimize import optimize
 from tfc.steps.precision import convert
+from tfc.steps.precision_notes import pin_notes
 from tfc.steps.profiles import profile_of
 from tfc.steps.record import OnProgress, no_progress
 
@@ -214,5 +215,4 @@ def _notes(
             "arithmetic stays in fp32",
         )
     steps = [artifact.manifest.step(f"precision:{model}") for model in models.values()]
-    pinned = [name for step in steps if step is not None for name in step.result["overflows_in"]]
-    return (f"kept in fp32 because {precision} overflows: {', '.join(pinned)}",) if pinned else ()
+    return tuple(note for step in steps if step is not None for note in pin_notes(step))

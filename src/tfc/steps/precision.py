@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tfc.artifact import Artifact
 from tfc.errors import ContractNotReached, UsageError
 from tfc.manifest import Step
 from tfc.steps.cases import real_values
+from tfc.steps.flops import products_of_graph
 from tfc.steps.optimize import optimized_file
 from tfc.steps.probes import probe_feeds
+from tfc.steps.profiles import profile_of
 from tfc.steps.record import onnxruntime_version, versions_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from tfc.optimizers.precision.types import HalfType
+    from tfc.runtime.backends.base import Profile
     from tfc.runtime.padding import Feed
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-# fp16 keeps 11 bits; over a deep encoder its rounding adds up to a few 1e-3 of the
-# output's scale (MiniLM: 3e-4). Ten times that is a broken graph, not rounding. Whether an engine
-# is good enough is decided by `tfc verify`, not here. bf16 keeps 8 bits: eight times the noise.
-_BROKEN = {"fp16": 0.05, "bf16": 0.4}
+Axes = dict[str, list[int | str]]
 
 
 def convert(
@@ -36,7 +39,8 @@ def convert(
 
     Raises:
         UsageError: there is no such precision.
-        ContractNotReached: the converted graph overflows, or is far from the fp32 one.
+        ContractNotReached: the converted graph is further from the fp32 one than its gate allows
+            (`tfc.optimizers.precision.repair`), whatever is kept in fp32.
     """
     if precision not in PRECISIONS:
         raise UsageError(
@@ -55,72 +59,99 @@ def convert(
         seconds=0.0,
     )
     if artifact.up_to_date(step) is None:
-        _run(artifact, step, graph, weights_only)
+        _run(artifact, step, graph)
     return output
 
 
-def _run(artifact: Artifact, step: Step, graph: str, weights_only: bool) -> None:
+def _run(artifact: Artifact, step: Step, graph: str) -> None:
     import onnx_ir as ir
 
     from tfc.onnx_files import save_onnx
+    from tfc.optimizers.precision.types import HALF_TYPES
 
     begun = time.perf_counter()
-    feeds = probe_feeds(artifact, graph, exact=False)
     (source,) = step.inputs
     model = ir.load(artifact.file(source))
-    converted, result = _converted(model, feeds, str(step.options["precision"]), weights_only)
     axes = {s.name: s.shape for s in artifact.manifest.graphs[graph].signature.outputs}
-    difference = _difference(model, converted, feeds, axes)
-    precision = str(step.options["precision"])
-    if not difference <= _BROKEN[precision]:
-        raise ContractNotReached(
-            f"the {precision} graph is off by {difference:.3g} of the output's scale: "
-            "something in this model overflows or loses in half precision",
-            where=str(artifact.path),
-            fix=f"Build in fp32: leave --{precision} out",
-        )
-    result["difference"] = difference
+    feeds = probe_feeds(artifact, graph, exact=False)
+    half = HALF_TYPES[str(step.options["precision"])]
+    if step.options["weights_only"]:
+        converted, result = _weights(model, half, feeds, axes)
+    else:
+        converted, result = _arithmetic(model, half, feeds, axes)
+        result["fp32_share"] = _fp32_share(converted, profile_of(artifact, None, None))
+    _refuse_unless_held(artifact, step, result)
     with artifact.change() as change:
         save_onnx(converted, change.path(step.outputs[0]))
         seconds = time.perf_counter() - begun
         change.record(dataclasses.replace(step, seconds=seconds, result=result))
 
 
-def _converted(
-    model: ir.Model, feeds: list[Feed], precision: str, weights_only: bool
+def _weights(
+    model: ir.Model, half: HalfType, feeds: list[Feed], axes: Axes
 ) -> tuple[ir.Model, dict[str, Any]]:
-    """The converted graph, and what the manifest records of it."""
-    from tfc.optimizers.precision.half import half_from_fp32
+    """The graph with its weights stored in half, and what the manifest records of it."""
     from tfc.optimizers.precision.half_weights import half_weights_from_fp32
-    from tfc.optimizers.precision.ranges import overflowing
-    from tfc.optimizers.precision.types import HALF_TYPES
+    from tfc.optimizers.precision.repair import measured
 
-    if weights_only:
-        converted, stored = half_weights_from_fp32(model)
-        return converted, {"arithmetic": "fp32", "matrices_in_half": stored}
-    half = HALF_TYPES[precision]
-    too_large = {} if half.wide else overflowing(model, feeds)
-    converted, report = half_from_fp32(model, half, too_large)
+    converted, stored = half_weights_from_fp32(model)
+    gate = measured(model, converted, half, feeds, partial(_meaningful, axes, feeds))
     return converted, {
-        "arithmetic": precision,
-        "half": report.half,
-        "fp32": report.fp32,
-        "kept": list(report.kept),
-        "overflows_in": sorted(set(too_large.values())),
+        "arithmetic": "fp32",
+        "matrices_in_half": stored,
+        "gate": dataclasses.asdict(gate),
     }
 
 
-def _difference(
-    model: ir.Model, converted: ir.Model, feeds: list[Feed], axes: dict[str, list[int | str]]
-) -> float:
-    """How far the two are apart, as a share of the scale, where their outputs mean something."""
-    from tfc.optimizers.executor import outputs_of, relative_difference
+def _arithmetic(
+    model: ir.Model, half: HalfType, feeds: list[Feed], axes: Axes
+) -> tuple[ir.Model, dict[str, Any]]:
+    """The graph computing in half, and what the manifest records of it."""
+    from tfc.optimizers.precision.ranges import overflowing
+    from tfc.optimizers.precision.repair import repaired_half
 
-    expected, got = (
-        [
-            {name: real_values(array, axes[name], feed) for name, array in outputs.items()}
-            for outputs, feed in zip(outputs_of(graph, feeds), feeds, strict=True)
-        ]
-        for graph in (model, converted)
+    too_large = {} if half.wide else overflowing(model, feeds)
+    found = repaired_half(model, half, feeds, too_large, partial(_meaningful, axes, feeds))
+    return found.model, {
+        "arithmetic": half.name,
+        "half": found.report.half,
+        "fp32": found.report.fp32,
+        "kept": list(found.report.kept),
+        "overflows_in": sorted(set(too_large.values())),
+        "pins": [dataclasses.asdict(pin) for pin in found.pins],
+        "rounds": found.rounds,
+        "gate": dataclasses.asdict(found.gate),
+    }
+
+
+def _refuse_unless_held(artifact: Artifact, step: Step, result: dict[str, Any]) -> None:
+    precision, gate = step.options["precision"], result["gate"]
+    if gate["error"] <= gate["allowed"]:
+        return
+    tried = f" after {result['rounds']} rounds of repair" if result.get("pins") else ""
+    raise ContractNotReached(
+        f"the {precision} graph's {gate['output']} is off by {gate['error']:.3g} (rms){tried}; "
+        f"rounding its matrix products to {precision} gives {gate['floor']:.3g}, and "
+        f"{gate['allowed']:.3g} is allowed",
+        where=str(artifact.path),
+        fix=f"Build in fp32: leave --{precision} out"
+        + ("" if precision == "bf16" else ", or try --bf16"),
     )
-    return relative_difference(expected, got)
+
+
+def _fp32_share(converted: ir.Model, profile: Profile) -> float:
+    """The share of the matrix arithmetic on token tensors that stays in fp32."""
+    products = [p for p in products_of_graph(converted, profile) if p.of_tokens]
+    total = sum(product.flops or 0 for product in products)
+    wide = sum(product.flops or 0 for product in products if product.precision == "fp32")
+    return wide / total if total else 0.0
+
+
+def _meaningful(
+    axes: Axes, feeds: list[Feed], found: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of the outputs for each feed, what is not padding."""
+    return [
+        {name: real_values(array, axes[name], feed) for name, array in outputs.items()}
+        for outputs, feed in zip(found, feeds, strict=True)
+    ]

@@ -1,0 +1,112 @@
+"""Models made to leave what fp16 holds: naive conversion breaks them, ours keeps a few nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import tfc
+from tfc.errors import ContractNotReached
+from tfc.onnx_files import save_onnx
+from tfc.optimizers.executor import outputs_of
+from tfc.optimizers.graph import constant
+from tfc.optimizers.precision import repair
+from tfc.optimizers.precision.half import half_from_fp32
+from tfc.steps.optimize import optimize, optimized_file
+from tfc.steps.precision import convert
+from tfc.steps.precision_notes import pin_notes
+from tfc.steps.probes import probe_feeds
+
+pytestmark = pytest.mark.ort
+SOURCE = optimized_file("tensorrt", "model")
+LAYER = "bert.encoder.layer.0"
+
+
+@pytest.fixture
+def artifact(tiny_artifact: Path) -> tfc.Artifact:
+    opened = tfc.Artifact.open(tiny_artifact)
+    optimize(opened, "tensorrt")
+    return opened
+
+
+def spoil(artifact: tfc.Artifact, changes: dict[tuple[str, str], Any]) -> ir.Model:
+    """Change the constant that a node of an operator and module reads, in the optimized graph."""
+    model = ir.load(artifact.file(SOURCE))
+    for (op_type, module), change in changes.items():
+        node = next(
+            n
+            for n in model.graph
+            if n.op_type == op_type and n.metadata_props.get("tfc.module") == f"{LAYER}.{module}"
+        )
+        value = node.inputs[1]
+        array = change(np.asarray(constant(value)).copy()).astype(np.float32)
+        value.const_value = ir.tensor(array, name=value.name)
+    with artifact.change() as change_of:
+        save_onnx(model, change_of.path(SOURCE))
+    return model
+
+
+def converted(artifact: tfc.Artifact) -> Any:
+    """The record of the fp16 conversion."""
+    name = convert(artifact, "tensorrt", "model", "fp16", weights_only=False)
+    return artifact.manifest.step(f"precision:{name}")
+
+
+def test_ffn_activations_beyond_the_range(artifact: tfc.Artifact) -> None:
+    model = spoil(artifact, {("MatMul", "intermediate.dense"): lambda w: w * 3e4})
+    naive, _ = half_from_fp32(model)
+    outputs = outputs_of(naive, probe_feeds(artifact, "model"))
+    assert not all(np.isfinite(found["logits"]).all() for found in outputs)
+    step = converted(artifact)
+    assert step.result["gate"]["error"] <= step.result["gate"]["allowed"]
+    assert f"{LAYER}.intermediate.dense" in step.result["overflows_in"]
+    assert len(step.result["kept"]) <= 8
+    (note,) = pin_notes(step)
+    assert note.startswith(f"kept in fp32 because fp16 overflows: {LAYER}.intermediate.dense, ")
+    assert note.endswith(" % of the FLOPs on tokens")
+
+
+def test_inputs_of_a_norm_beyond_the_range(artifact: tfc.Artifact) -> None:
+    model = spoil(artifact, {("MatMul", "attention.output.dense"): lambda w: w * 1e6})
+    naive, _ = half_from_fp32(model)
+    outputs = outputs_of(naive, probe_feeds(artifact, "model"))
+    assert not all(np.isfinite(found["logits"]).all() for found in outputs)
+    step = converted(artifact)
+    assert step.result["gate"]["error"] <= step.result["gate"]["allowed"]
+    assert f"{LAYER}.attention.output.LayerNorm" in step.result["overflows_in"]
+    assert len(step.result["kept"]) <= 8
+
+
+def test_what_a_norm_takes_away_is_found_by_measuring(artifact: tfc.Artifact) -> None:
+    """A mean of 3000 under the norm: no value overflows, and the range analysis finds nothing."""
+    spoil(artifact, {("Add", "output.dense"): lambda b: b + 3000})
+    step = converted(artifact)
+    assert step.result["overflows_in"] == []
+    pins = step.result["pins"]
+    assert {pin["module"] for pin in pins} == {f"{LAYER}.output.LayerNorm"}
+    assert step.result["kept"] == ["node_linear_5", "add_2", "norm_2"]
+    assert step.result["rounds"] == 3
+    assert step.result["fp32_share"] == 0
+    (note,) = pin_notes(step)
+    assert note == (
+        f"kept in fp32 after comparing with the fp32 graph: {LAYER}.output.LayerNorm "
+        f"({pins[0]['why']}); in fp32: 0 % of the FLOPs on tokens"
+    )
+
+
+def test_a_gate_that_is_not_reached(
+    artifact: tfc.Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair, "MAX_ROUNDS", 1)
+    spoil(artifact, {("Add", "output.dense"): lambda b: b + 3000})
+    with pytest.raises(ContractNotReached) as caught:
+        converted(artifact)
+    assert caught.value.exit_code == 3
+    assert caught.value.what.startswith("the fp16 graph's logits is off by ")
+    assert "rounding its matrix products to fp16 gives " in caught.value.what
+    assert caught.value.fix == "Build in fp32: leave --fp16 out, or try --bf16"
+    assert "tensorrt.fp16" not in str(list(artifact.manifest.files))
