@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from tfc.optimizers.executor import Feed, Outputs, outputs_of
-from tfc.optimizers.graph import set_type
+from tfc.optimizers.executor import Feed, Outputs
+from tfc.optimizers.precision.intermediate import values_of
 
 _FLOAT = ir.DataType.FLOAT
-_PROBE = "_probed"
 # Values that are held at a time, of both graphs. On the samples of a 12-layer encoder of hidden
 # size 768 the largest has 5 MB.
 _CHUNK = 16
@@ -62,7 +60,7 @@ def losses(model: ir.Model, half: ir.Model, feeds: Sequence[Feed]) -> list[Loss]
     errors: dict[str, tuple[float, float]] = {}
     for first in range(0, len(names), _CHUNK):
         chunk = names[first : first + _CHUNK]
-        expected, got = (outputs_of(_probe(graph, chunk), feeds) for graph in (model, half))
+        expected, got = (values_of(graph, chunk, feeds) for graph in (model, half))
         errors |= {name: _error(name, expected, got) for name in chunk}
     found = [_loss(values[name], name, errors) for name in names]
     return sorted(found, key=lambda loss: -loss.added)
@@ -80,27 +78,10 @@ def _loss(node: ir.Node, name: str, errors: Mapping[str, tuple[float, float]]) -
     return Loss(node, name, error, error - before if causes else 0.0, largest)
 
 
-def _probe(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy of the graph that gives these values, in fp32, and nothing else."""
-    probe = model.clone()
-    probe.graph.outputs.clear()
-    wanted = set(names)
-    for value in [v for node in probe.graph for v in node.outputs if v.name in wanted]:
-        cast = ir.node("Cast", [value], {"to": _FLOAT})
-        set_type(cast.outputs[0], _FLOAT, value.shape)
-        cast.outputs[0].name = f"{value.name}{_PROBE}"
-        producer = value.producer()
-        assert producer is not None
-        probe.graph.insert_after(producer, [cast])
-        probe.graph.outputs.append(cast.outputs[0])
-    RemoveUnusedNodesPass()(probe)
-    return probe
-
-
 def _error(name: str, expected: Sequence[Outputs], got: Sequence[Outputs]) -> tuple[float, float]:
     """The relative error of a value over all feeds, and its largest magnitude in fp32."""
     squares = errors = largest = 0.0
-    for e, g in ((e[name + _PROBE], g[name + _PROBE]) for e, g in zip(expected, got, strict=True)):
+    for e, g in ((e[name], g[name]) for e, g in zip(expected, got, strict=True)):
         finite = np.isfinite(e)
         if not np.array_equal(finite, np.isfinite(g)):
             return math.inf, _largest(e[finite])

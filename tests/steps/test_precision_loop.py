@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,18 @@ from tfc.optimizers.executor import outputs_of
 from tfc.optimizers.graph import constant
 from tfc.optimizers.precision import repair
 from tfc.optimizers.precision.half import half_from_fp32
+from tfc.optimizers.precision.intermediate import values_of
+from tfc.optimizers.precision.ranges import HALF_LIMIT
+from tfc.optimizers.precision.scores import overflowing_scores
 from tfc.steps.optimize import optimize, optimized_file
 from tfc.steps.precision import convert
 from tfc.steps.precision_notes import pin_notes
 from tfc.steps.probes import probe_feeds
 
 pytestmark = pytest.mark.ort
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
+)
 SOURCE = optimized_file("tensorrt", "model")
 LAYER = "bert.encoder.layer.0"
 
@@ -110,3 +117,46 @@ def test_a_gate_that_is_not_reached(
     assert "rounding its matrix products to fp16 gives " in caught.value.what
     assert caught.value.fix == "Build in fp32: leave --fp16 out, or try --bf16"
     assert "tensorrt.fp16" not in str(list(artifact.manifest.files))
+
+
+def larger_queries_and_keys(weight: np.ndarray) -> np.ndarray:
+    """Of the packed projection `[hidden, q k v]`, the first two thirds times 600."""
+    factors = np.repeat([600, 600, 1], weight.shape[1] // 3)
+    return weight * factors
+
+
+def test_attention_scores_beyond_the_range(artifact: tfc.Artifact) -> None:
+    """Queries and keys fit, and their products do not: only the attention itself computes those."""
+    model = spoil(artifact, {("MatMul", "attention.self.query"): larger_queries_and_keys})
+    node = next(n for n in model.graph if n.op_type == "Attention")
+    name, module = str(node.outputs[0].name), f"{LAYER}.attention.self"
+    feeds = probe_feeds(artifact, "model", exact=False)
+    factors = [str(value.name) for value in node.inputs[:2] if value is not None]
+    query, key = (values_of(model, factors, feeds)[0][factor] for factor in factors)
+    with np.errstate(over="ignore"):
+        naive = (query @ key.swapaxes(2, 3)).astype(np.float16)
+    assert max(np.abs(query).max(), np.abs(key).max()) < HALF_LIMIT
+    assert np.isinf(naive).any()
+    assert list(overflowing_scores(model, feeds).items()) == [(name, module)]
+    step = converted(artifact)
+    assert step.result["overflows_in"] == [module]
+    kept = [n for n in model.graph if n.name in step.result["kept"]]
+    assert [n.op_type for n in kept] == [
+        "MatMul", "Add", "Reshape", "Transpose", "Split", "Attention", "Transpose",
+    ]  # fmt: skip
+    assert all(str(n.metadata_props["tfc.module"]).startswith(module) for n in kept)
+    assert step.result["gate"]["error"] <= step.result["gate"]["allowed"]
+    # Scores as large as that are lost in queries and keys of 11 bits as well. Of two layers the
+    # second computes one position only, so this is half of all there is.
+    assert step.result["fp32_share"] == pytest.approx(0.497, abs=1e-3)
+
+
+@needs_rtx
+@pytest.mark.rtx
+def test_an_attention_in_fp32_has_no_fused_kernel_to_wait_for(artifact: tfc.Artifact) -> None:
+    spoil(artifact, {("MatMul", "attention.self.query"): larger_queries_and_keys})
+    built = tfc.build_engine(artifact, precision="fp16", backend="tensorrt-rtx")
+    assert built.engine.audit["wanted"]["fused_attention"] == 1
+    assert built.engine.audit["fused_attention"] == 1
+    assert built.notes[0] == f"kept in fp32 because fp16 overflows: {LAYER}.attention.self"
+    assert built.notes[1].startswith("kept in fp32 after comparing with the fp32 graph: ")

@@ -109,8 +109,11 @@ def _arithmetic(
     """The graph computing in half, and what the manifest records of it."""
     from tfc.optimizers.precision.ranges import overflowing
     from tfc.optimizers.precision.repair import repaired_half
+    from tfc.optimizers.precision.scores import overflowing_scores
 
-    too_large = {} if half.wide else overflowing(model, feeds)
+    too_large: dict[str, str] = {}
+    if not half.wide:
+        too_large = overflowing(model, feeds) | overflowing_scores(model, feeds)
     found = repaired_half(model, half, feeds, too_large, partial(_meaningful, axes, feeds))
     return found.model, {
         "arithmetic": half.name,
