@@ -34,7 +34,8 @@ _NO_PROFILE = -1  # what add_optimization_profile returns for a profile that it 
 
 _DECOMPOSED = (
     "TensorRT has no fused kernel for an attention of these types and sizes: it is computed from "
-    "its products (fused attention takes fp16, and head sizes of 16 to 256 that are multiples of 8)"
+    "its products (fused attention takes fp16 or bf16, and head sizes of 16 to 256 that are "
+    "multiples of 8)"
 )
 
 

@@ -143,8 +143,8 @@ def test_an_fp32_attention_is_computed_from_its_products(tmp_path: Path) -> None
     built = build(model, inputs_of("float32"))
     assert built.notes == (
         "TensorRT has no fused kernel for an attention of these types and sizes: it is computed"
-        " from its products (fused attention takes fp16, and head sizes of 16 to 256 that are"
-        " multiples of 8)",
+        " from its products (fused attention takes fp16 or bf16, and head sizes of 16 to 256 that"
+        " are multiples of 8)",
     )
     assert audit_of_kernels(built.kernels).fused_attention == 0
     half = build(save(tmp_path / "fp16.onnx", LAYER, WEIGHTS, "float16"))
