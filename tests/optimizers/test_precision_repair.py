@@ -121,3 +121,17 @@ def test_rounds_are_bounded_and_the_numbers_are_told(graphs, monkeypatch) -> Non
     assert found.rounds == 1
     assert not found.gate.holds
     assert found.gate.error > found.gate.allowed >= 3 * found.gate.floor
+
+
+@pytest.mark.parametrize("half", [FP16, BF16])
+@pytest.mark.parametrize("fault", ["dropped bias", "wrong scale"])
+def test_a_faulty_conversion_does_not_pass_for_rounding(graphs, half: HalfType, fault: str) -> None:
+    model = block(graphs)
+    feeds = [graphs.feed(model)]
+    converted, _ = half_from_fp32(model, half)
+    assert measured(model, converted, half, feeds, list).holds
+    name, factor = (f"b.{half.name}", 0) if fault == "dropped bias" else (f"w2.{half.name}", 1.1)
+    value = converted.graph.initializers[name]
+    array = value.const_value.numpy()
+    value.const_value = ir.tensor((array.astype(np.float32) * factor).astype(array.dtype))
+    assert not measured(model, converted, half, feeds, list).holds
