@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from tfc.cli import cli as group
 from tfc.cli.run_display import line_of
 from tfc.cli.run_signals import stop_requests
-from tfc.runtime.job_progress import JobProgress
+from tfc.runtime.jobs.progress import JobProgress
 from tfc.runtime.rows import json_bytes
 
 pytestmark = pytest.mark.ort

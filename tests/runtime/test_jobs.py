@@ -18,8 +18,8 @@ from tfc.errors import BadData, BadInput, CheckFailed, EnvironmentProblem, NoSpa
 from tfc.manifest import Signature, Task
 from tfc.runtime import Session
 from tfc.runtime.formats.streams import Bytes, LineReader
-from tfc.runtime.job_progress import JobProgress
 from tfc.runtime.jobs import JobSummary, run_job, texts_from_jsonl
+from tfc.runtime.jobs.progress import JobProgress
 from tfc.runtime.predictor import Outcome
 from tfc.runtime.rows import Columns
 
@@ -393,7 +393,7 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
 def test_progress_grows_to_the_size_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tfc.runtime.job_progress.PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("tfc.runtime.jobs.progress.PROGRESS_INTERVAL_S", 0.0)
     source = written(tmp_path / "in.jsonl", *({"text": str(i)} for i in range(9)), b"{")
     calls: list[JobProgress] = []
     run_job(FakeSession(window=4), source, tmp_path / "out.jsonl", on_progress=calls.append)
@@ -439,7 +439,7 @@ def test_holds_no_more_rows_than_the_session_reads_ahead(
             super().append(item)
             longest = max(longest, len(self))
 
-    monkeypatch.setattr("tfc.runtime.job_rows.deque", Watched)
+    monkeypatch.setattr("tfc.runtime.jobs.rows.deque", Watched)
     source = written(tmp_path / "in.jsonl", {"text": "one"}, *({"no": i} for i in range(500)))
     run_job(FakeSession(window=4), source, tmp_path / "out.jsonl", shard_rows=1000)
     assert 0 < longest <= 2 * 4

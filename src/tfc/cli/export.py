@@ -123,9 +123,10 @@ def command(
         rows["pooling"] = f"{manifest.task.pooling}{normalized}"
     rows.update(_graphs(manifest))
     rows["graph"] = f"ONNX opset {OPSET}, standard operators only"
+    reason = ", from PyTorch's own rounding" if parity.get("from_rounding") else ""
     rows["parity"] = (
         f"largest difference {parity['max_abs']:.1e} on values up to {parity['scale']:.3g} "
-        f"({parity['tolerance']:.0e} of that is allowed)"
+        f"({parity['tolerance']:.0e} of that is allowed{reason})"
     )
     rows["size"] = human_bytes(sum(record.bytes for record in manifest.files.values()))
     out.print(facts(f"Exported to {output} in {human_seconds(time.perf_counter() - begun)}", rows))

@@ -18,8 +18,8 @@ from tfc.runtime.batching import padding_waste
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tfc.runtime.job_progress import JobProgress
     from tfc.runtime.jobs import JobSummary
+    from tfc.runtime.jobs.progress import JobProgress
 
 # Seconds between two progress events of --log-json: a night's job gives a log of some megabytes.
 _LOG_INTERVAL_S = 10.0

@@ -10,7 +10,7 @@ from tfc.errors import disk_errors, require
 from tfc.runtime.batching import padding_waste
 
 if TYPE_CHECKING:
-    from tfc.runtime.job_progress import JobProgress
+    from tfc.runtime.jobs.progress import JobProgress
 
 # Prometheus reads such files every 15 s or so.
 _INTERVAL_S = 5.0

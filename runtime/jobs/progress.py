@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tfc.runtime.job_inputs import InputFile, Place
+from tfc.runtime.jobs.inputs import InputFile, Place
 
 # Seconds between two calls of `on_progress`: a bar that moves ten times a second looks alive, and
 # the calls cost nothing beside the rows.

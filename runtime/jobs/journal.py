@@ -17,8 +17,8 @@ from typing import Any
 
 from tfc.errors import BadData, UsageError
 from tfc.files import write_atomically
-from tfc.runtime.job_inputs import Place
-from tfc.runtime.job_writers import Columns
+from tfc.runtime.jobs.inputs import Place
+from tfc.runtime.jobs.writers import Columns
 
 _VERSION = 1
 _HASH_DIGITS = 16  # 64 bits: damage goes unseen once in 10^19 times

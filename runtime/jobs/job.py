@@ -12,9 +12,9 @@ goes on. Lines are counted from 1; of Parquet it is the rows. Lines of white spa
 rows.
 
 The output comes in shards, each written and flushed before the journal notes it
-(`tfc.runtime.journal`). A job that was killed goes on after its last shard when it is run again
-with the same engine, inputs and options, and its output is the same to the byte: a shard holds
-whole windows, so that the same texts run together.
+(`tfc.runtime.jobs.journal`). A job that was killed goes on after its last shard when it is run
+again with the same engine, inputs and options, and its output is the same to the byte: a shard
+holds whole windows, so that the same texts run together.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from tfc.runtime.formats import JSONL, PARQUET, Format
 from tfc.runtime.formats.jsonl import rows_of_lines
 from tfc.runtime.formats.predictions import VECTOR, VECTORS, prediction_fields
 from tfc.runtime.formats.streams import LineReader, open_bytes
-from tfc.runtime.job_inputs import InputFile, files_from_inputs, identities
-from tfc.runtime.job_outputs import Output, output_from_path
-from tfc.runtime.job_progress import Clock, Progress
-from tfc.runtime.job_rows import Plan, Watch
-from tfc.runtime.job_shards import empty_input, stream_rows, write_shards
-from tfc.runtime.job_writers import Style
-from tfc.runtime.journal import Shard
+from tfc.runtime.jobs.inputs import InputFile, files_from_inputs, identities
+from tfc.runtime.jobs.journal import Shard
+from tfc.runtime.jobs.outputs import Output, output_from_path
+from tfc.runtime.jobs.progress import Clock, Progress
+from tfc.runtime.jobs.rows import Plan, Watch
+from tfc.runtime.jobs.shards import empty_input, stream_rows, write_shards
+from tfc.runtime.jobs.writers import Style
 from tfc.runtime.predictor import Outcome
 from tfc.runtime.rows import Columns
 

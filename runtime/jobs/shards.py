@@ -9,11 +9,11 @@ from itertools import chain, islice
 from typing import Any
 
 from tfc.errors import BadData, JobStopped, TfcError, UsageError, disk_errors
-from tfc.runtime.job_inputs import Place, identities
-from tfc.runtime.job_outputs import Workspace, workspace, writing
-from tfc.runtime.job_rows import Found, Plan, Predicts, Tally, Watch, found_rows
-from tfc.runtime.job_writers import compressed, writer_of
-from tfc.runtime.journal import RESTART, Journal, Shard
+from tfc.runtime.jobs.inputs import Place, identities
+from tfc.runtime.jobs.journal import RESTART, Journal, Shard
+from tfc.runtime.jobs.outputs import Workspace, workspace, writing
+from tfc.runtime.jobs.rows import Found, Plan, Predicts, Tally, Watch, found_rows
+from tfc.runtime.jobs.writers import compressed, writer_of
 
 
 def write_shards(session: Predicts, plan: Plan, watch: Watch) -> tuple[list[Shard], int]:

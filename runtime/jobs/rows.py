@@ -10,10 +10,10 @@ from itertools import islice
 from typing import Any, BinaryIO, Protocol
 
 from tfc.errors import TfcError
-from tfc.runtime.job_inputs import InputFile, Place, rows_of_files
-from tfc.runtime.job_outputs import Output
-from tfc.runtime.job_writers import Style, Writer
-from tfc.runtime.journal import Journal, Shard
+from tfc.runtime.jobs.inputs import InputFile, Place, rows_of_files
+from tfc.runtime.jobs.journal import Journal, Shard
+from tfc.runtime.jobs.outputs import Output
+from tfc.runtime.jobs.writers import Style, Writer
 from tfc.runtime.predictor import Outcome
 from tfc.runtime.rows import Columns, Row, json_bytes
 

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 from tfc.errors import BadData, UsageError
 from tfc.files import sync
 from tfc.runtime.formats import KNOWN, Format, format_from_name, format_from_path
-from tfc.runtime.job_writers import join
-from tfc.runtime.journal import RESTART, Shard
+from tfc.runtime.jobs.journal import RESTART, Shard
+from tfc.runtime.jobs.writers import join
 
 STDOUT = "-"
 ERRORS_SUFFIX = ".errors.jsonl"
