@@ -13,7 +13,7 @@ from tfc.errors import BadData
 from tfc.metrics.base import Scorer, UnknownLabel
 from tfc.runtime.formats.jsonl import rows_of_lines
 from tfc.runtime.formats.streams import LineReader, open_bytes
-from tfc.runtime.job_shards import empty_input
+from tfc.runtime.jobs.shards import empty_input
 from tfc.runtime.rows import Columns, Row
 from tfc.runtime.tokenization import Text
 
