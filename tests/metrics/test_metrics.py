@@ -142,6 +142,38 @@ def test_labels_by_name_and_by_index() -> None:
             scorer.gold(wrong)
 
 
+def test_several_labels_per_row_are_counted_as_scikit_learn_does() -> None:
+    random = np.random.default_rng(5)
+    golds, given = random.random((2, 30, 4)) < 0.4
+    golds[:, 3] = given[:, 3] = False
+    scorer = scorer_of(Task("text-classification", "multi_label", LABELS))
+    wanted = [scorer.gold(np.flatnonzero(row).tolist()) for row in golds]
+    found = [[{"labels": [LABELS[i] for i in np.flatnonzero(row)]}] for row in given]
+    tally = scorer.tally(wanted, found)
+    for rows in (np.arange(30), random.integers(30, size=30)):
+        pair, has = (golds[rows], given[rows]), golds[rows].any(axis=0)
+        assert tally.values(rows) == pytest.approx(
+            {
+                "micro F1": sklearn_metrics.f1_score(*pair, average="micro"),
+                "macro F1": sklearn_metrics.f1_score(
+                    *pair, average="macro", labels=np.flatnonzero(has)
+                ),
+                "exact match": sklearn_metrics.accuracy_score(*pair),
+            }
+        )
+    report = tally.report()
+    assert list(report) == LABELS[:3]
+    expected = sklearn_metrics.f1_score(golds, given, average=None, labels=[0, 1, 2])
+    assert [line["f1"] for line in report.values()] == pytest.approx(expected.tolist())
+    before, after = ({"scores": dict(zip(LABELS, s, strict=True))} for s in ([0.9] * 4, [0.6] * 4))
+    assert scorer.change(scorer.gold(LABELS), [before], [after]) == pytest.approx(-0.3)
+    assert scorer.change(scorer.gold(["refund"]), [before], [after]) == pytest.approx(0.3)
+    with pytest.raises(BadData, match="the label is a text, not a list of labels"):
+        scorer.gold("refund")
+    with pytest.raises(UnknownLabel, match="spam"):
+        scorer.gold(["refund", "spam"])
+
+
 def test_the_interval_is_that_of_paired_draws() -> None:
     golds, before, reference = label_tally(50, 4, 0.1)
     after = np.where(np.arange(50) < 8, (golds + 1) % 3, before)
@@ -160,8 +192,8 @@ def test_the_interval_is_that_of_paired_draws() -> None:
 def test_tasks_without_metrics_and_packages_that_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="tfc has no metrics for fill-mask of this model"):
         scorer_of(Task("fill-mask"))
-    with pytest.raises(UsageError, match=r"text-classification \(multi_label\)"):
-        scorer_of(Task("text-classification", "multi_label", LABELS))
+    with pytest.raises(UsageError, match=r"text-classification \(regression\)"):
+        scorer_of(Task("text-classification", "regression", LABELS))
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingPackage, match=r"'sklearn' is not .*pip install 'tfc\[eval\]'"):
         scorer_of(Task("text-classification", "single_label", LABELS))

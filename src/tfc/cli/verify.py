@@ -65,8 +65,9 @@ def command(
     PyTorch itself is when it runs in fp16. Exit code 1 if an engine fails.
 
     With --label-column the metrics of the task are compared as well. A label is the name or the
-    index of a class; a list of entities with start, end and label; a list of answers; or a number
-    that says how similar two texts are.
+    index of a class, or a list of them where the model gives several; a list of entities with
+    start, end and label; a list of answers; or a number, the score of a regression or how similar
+    two texts are.
     """
     from tfc.artifact import VERIFY_REPORT, Artifact
     from tfc.cli.verify_display import show_metrics, show_parity

@@ -5,6 +5,7 @@ task                      a row's label               metrics, the first is the 
 ========================  ==========================  ==========================================
 text-classification       the name or the index of    accuracy, macro F1; precision, recall, F1
                           one of the model's labels   and support by class
+… of several labels       a list of names or indices  micro F1, macro F1, exact match; by class
 … of one number           a number                    Spearman, Pearson
 token-classification      a list of entities:         F1, precision, recall of entities whose
                           start, end, label           span and label are right; by label
@@ -22,7 +23,8 @@ from tfc.metrics.base import Scorer
 from tfc.metrics.classification import ClassificationScorer
 from tfc.metrics.correlation import RegressionScorer, SimilarityScorer
 from tfc.metrics.entities import EntityScorer
-from tfc.runtime.tasks.classification import REGRESSION, SINGLE_LABEL
+from tfc.metrics.multi_label import MultiLabelScorer
+from tfc.runtime.tasks.classification import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from tfc.runtime.tasks.embedding import NO_POOLING
 
 
@@ -35,6 +37,8 @@ def scorer_of(task: Task) -> Scorer:
     """
     if task.name == "text-classification" and task.problem == SINGLE_LABEL:
         return ClassificationScorer(task.labels)
+    if task.name == "text-classification" and task.problem == MULTI_LABEL:
+        return MultiLabelScorer(task.labels)
     if task.name == "text-classification" and task.problem == REGRESSION and len(task.labels) < 2:
         return RegressionScorer()
     if task.name == "token-classification":

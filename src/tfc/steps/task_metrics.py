@@ -28,7 +28,8 @@ class ChangedRow:
     """A row in which the engine differs: what PyTorch and the engine say.
 
     `change` is how much nearer to the label the engine is than PyTorch: of the margin between
-    the label and the likeliest other one (classification), of the row's F1 (entities, answers),
+    the label and the likeliest other one (classification; of several labels that of the one
+    nearest to being wrong), of the row's F1 (entities, answers),
     or the size of the change of the score, as a negative number (correlations).
     """
 
