@@ -1,9 +1,10 @@
 """Kernels per layer that TensorRT-RTX compiles, of the raw export and of the optimized graph.
 
-Random encoders of each family, hidden size 256, 4 heads, fp16, dynamic batch and length. The raw
-export has every float in fp16; the optimized graph keeps what it keeps in fp32. A family
-is built with two layers and with four; the difference is two layers' kernels, whatever stands
-before and after them. No GPU is needed.
+Random encoders of each family, four layers, hidden size 256, 4 heads, fp16, dynamic batch and
+length. The raw export has every float in fp16; the optimized graph keeps what it keeps in fp32. A
+kernel belongs to the layer of the nodes that it was made from; the figures are those of the median
+layer (the first one often shares kernels with the embeddings, the last one with the head). No GPU
+is needed.
 
     python perf/kernels.py -o perf/results/kernels.json
 """
@@ -14,13 +15,11 @@ import argparse
 import json
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tfc
-from tfc.kernel_report import KernelRecord
+from tfc.kernel_report import summary_of
 from tfc.steps.kernels import kernels_before, kernels_of_engine
 from tfc.steps.record import versions_of
 
@@ -43,7 +42,7 @@ FAMILIES = (
     "roformer",
     "xlm-roberta",
 )
-LAYERS = (2, 4)
+LAYERS = 4
 WIDTHS = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
 
 
@@ -52,20 +51,19 @@ ENGINE = "tensorrt-rtx-fp16"
 
 @dataclass(frozen=True)
 class Found:
-    """Of one layer, before and after: kernels by kind, and waits of streams for each other.
+    """Of one layer, before and after: kernels, and waits of streams for each other.
 
     The raw figures are None where TensorRT-RTX refuses the raw export, with its reason in
-    `refusal`. `fused_attention` and `names` are of the whole engine, of the larger and the smaller
-    model.
+    `refusal`. `kinds`, `fused_attention` and `names` are of the whole engine.
     """
 
     family: str
-    raw: float | None
-    raw_waits: float | None
-    optimized: float
-    optimized_waits: float
-    raw_kinds: dict[str, float]
-    kinds: dict[str, float]
+    raw: int | None
+    raw_waits: int | None
+    optimized: int | None
+    optimized_waits: int | None
+    raw_kinds: dict[str, int]
+    kinds: dict[str, int]
     fused_attention: int
     precision: dict[str, float]
     names: list[str]
@@ -110,44 +108,28 @@ def record(row: Found, output: Path) -> None:
     output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def measure(family: str, folder: Path) -> Found:
-    raw, optimized, refusal = [], [], ""
-    for layers in LAYERS:
-        place = folder / str(layers)
-        save_tiny_checkpoint(place / "c", family, num_hidden_layers=layers, **WIDTHS)
-        artifact = tfc.export(place / "c", place / "a").artifact
-        tfc.build_engine(artifact, precision="fp16", backend="tensorrt-rtx", allow_missed=True)
-        optimized.append(kernels_of_engine(artifact, ENGINE).graphs["model"])
-        before = kernels_before(artifact, ENGINE)
-        refusal = refusal or before.refusal
-        raw.append(before.report.graphs["model"] if before.report else [])
+def measure(family: str, place: Path) -> Found:
+    save_tiny_checkpoint(place / "c", family, num_hidden_layers=LAYERS, **WIDTHS)
+    artifact = tfc.export(place / "c", place / "a").artifact
+    tfc.build_engine(artifact, precision="fp16", backend="tensorrt-rtx", allow_missed=True)
+    records = kernels_of_engine(artifact, ENGINE).graphs["model"]
+    before = kernels_before(artifact, ENGINE)
+    raw = summary_of(before.report.graphs["model"]) if before.report else None
+    optimized = summary_of(records)
     audit = artifact.manifest.engines[ENGINE].audit
-    raw_kinds, kinds = (_per_layer(built) for built in (raw, optimized))
-    raw_waits, waits = raw_kinds.pop("wait", 0), kinds.pop("wait", 0)
     return Found(
         family=family,
-        raw=None if refusal else sum(raw_kinds.values()),
-        raw_waits=None if refusal else raw_waits,
-        optimized=sum(kinds.values()),
-        optimized_waits=waits,
-        raw_kinds=raw_kinds,
-        kinds=kinds,
+        raw=raw.per_layer if raw else None,
+        raw_waits=raw.waits_per_layer if raw else None,
+        optimized=optimized.per_layer,
+        optimized_waits=optimized.waits_per_layer,
+        raw_kinds=raw.kinds if raw else {},
+        kinds=optimized.kinds,
         fused_attention=audit["fused_attention"],
         precision={n: round(s["share"], 6) for n, s in audit["precision"]["compiled"].items()},
-        names=[record.name for record in optimized[0]],
-        refusal=refusal,
+        names=[record.name for record in records],
+        refusal=before.refusal,
     )
-
-
-def _per_layer(built: Sequence[Sequence[KernelRecord]]) -> dict[str, float]:
-    """Kind → entries of the plan that one more layer brings, but for masks.
-
-    They are computed once for all layers, and not in the same kernels for two as for four.
-    """
-    fewer, more = (Counter(r.kind for r in records if r.kind != "mask") for records in built)
-    layers = LAYERS[1] - LAYERS[0]
-    kinds = {kind: (more[kind] - fewer[kind]) / layers for kind in sorted({*fewer, *more})}
-    return {kind: count for kind, count in kinds.items() if count}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tfc.artifact import Artifact
 from tfc.errors import BackendUnavailable, CheckFailed, UsageError
@@ -21,7 +21,8 @@ _FASTEST = {"GPU": ("int8", "fp16", "bf16", "fp32"), "CPU": ("int8", "fp32", "bf
 class Choice:
     """An engine of the artifact, what runs it, and what parity says of it.
 
-    `hardware` is what it will run on: ``CPU``, or the name of a GPU.
+    `hardware` is what it will run on: ``CPU``, or the name of a GPU. `require_verified` says that
+    the caller takes none but a verified one.
     """
 
     name: str
@@ -29,9 +30,12 @@ class Choice:
     backend: Backend
     verdict: str
     hardware: str
+    require_verified: bool = False
 
 
-def choose_engine(artifact: Artifact, name: str | None = None) -> Choice:
+def choose_engine(
+    artifact: Artifact, name: str | None = None, *, require_verified: bool = False
+) -> Choice:
     """The engine called `name`, or the best one that can run here.
 
     Best is: verified before not verified, then by backend (TensorRT, TensorRT-RTX, ONNX Runtime),
@@ -40,10 +44,23 @@ def choose_engine(artifact: Artifact, name: str | None = None) -> Choice:
     Raises:
         UsageError: the artifact has no engine of that name.
         BackendUnavailable: it has no engine that can run here.
-        CheckFailed: those that can run here all failed their parity check.
+        CheckFailed: those that can run here all failed their parity check; or the engine is not
+            verified, and `require_verified` asks for one that is.
     """
-    if name is not None:
-        return _named(artifact, name)
+    choice = _best(artifact) if name is None else _named(artifact, name)
+    if require_verified and choice.verdict != VERIFIED:
+        raise CheckFailed(
+            f"engine {choice.name} is not verified (parity: {choice.verdict}), and only a verified"
+            " one may run",
+            where=str(artifact.path),
+            fix=f"Check it with: tfc verify {artifact.path} --engine {choice.name}"
+            if choice.verdict == NOT_RUN
+            else "Build one in a higher precision, and check it with: tfc verify",
+        )
+    return replace(choice, require_verified=require_verified)
+
+
+def _best(artifact: Artifact) -> Choice:
     able, reasons = _able(artifact)
     if not able:
         raise BackendUnavailable(

@@ -86,7 +86,11 @@ class Session:
 
     @classmethod
     def load(
-        cls, path: str | Path, engine: str | None = None, threads: int | None = None
+        cls,
+        path: str | Path,
+        engine: str | None = None,
+        threads: int | None = None,
+        require_verified: bool = False,
     ) -> Session:
         """Load an engine of the artifact at `path`.
 
@@ -95,17 +99,19 @@ class Session:
             engine: the engine's name; left out, the best one that can run here
                 (`tfc.runtime.selection.choose_engine`).
             threads: CPU threads; left out, every core that this process may use.
+            require_verified: refuse an engine that `tfc verify` did not find to be right.
 
         Raises:
             BadArtifact: the artifact or the engine is missing or damaged.
             UsageError: the artifact has no engine of that name.
             BackendUnavailable: no engine can run here.
-            CheckFailed: every engine that can run here failed its parity check.
+            CheckFailed: every engine that can run here failed its parity check, or the engine is
+                not verified and `require_verified` asks for it.
         """
         if threads is not None and threads < 1:
             raise UsageError(f"{threads} threads are not possible", fix="Give 1 or more")
         artifact = Artifact.open(path)
-        choice = choose_engine(artifact, engine)
+        choice = choose_engine(artifact, engine, require_verified=require_verified)
         assembly = assembly_of(artifact, choice.engine)
         runners = runners_from_engine(artifact, choice.engine, threads)
         streams = GPU_STREAMS if choice.hardware != CPU else threads or usable_cores()
@@ -290,10 +296,11 @@ class Session:
         runners, self._runners = self._runners, None
         close_all(runners or {})
 
-    def __reduce__(self) -> tuple[Any, tuple[str, str, int | None]]:
+    def __reduce__(self) -> tuple[Any, tuple[str, str, int | None, bool]]:
         """Pickled as where it was loaded from: another process loads it there again."""
         artifact, choice, threads = self._source
-        return Session.load, (str(artifact.path.resolve()), choice.name, threads)
+        folder = str(artifact.path.resolve())
+        return Session.load, (folder, choice.name, threads, choice.require_verified)
 
     def __enter__(self) -> Session:
         return self

@@ -44,12 +44,31 @@ def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
-def test_one_row_is_one_row(run: Callable[..., Result], tmp_path: Path) -> None:
+def test_one_row_is_one_row(
+    run: Callable[..., Result], tiny_artifact: Path, tmp_path: Path
+) -> None:
     done = run(rows(tmp_path / "in.jsonl", "a", 5), "-o", tmp_path / "out.jsonl")
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("1 row in ")
     assert "\n1 bad row left out, each with its reason: " in done.stdout
-    assert "tfc: warning: engine onnxruntime-fp32 is not verified" in done.stderr
+    assert done.stderr.splitlines() == [
+        "tfc: warning: engine onnxruntime-fp32 is not verified (parity: not run)."
+        f" Check it with: tfc verify {tiny_artifact}"
+    ]
+
+
+def test_a_verified_engine_may_be_required(
+    run: Callable[..., Result], tiny_artifact: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    done = run(rows(tmp_path / "in.jsonl", "a"), "-o", output, "--require-verified")
+    assert done.exit_code == 1
+    assert " ".join(done.stderr.split()) == (
+        f"tfc: error: {tiny_artifact}: engine onnxruntime-fp32 is not verified (parity: not run),"
+        " and only a verified one may run Check it with: tfc verify"
+        f" {tiny_artifact} --engine onnxruntime-fp32"
+    )
+    assert not output.exists()
 
 
 def test_a_pipe_in_and_a_pipe_out(run: Callable[..., Result]) -> None:

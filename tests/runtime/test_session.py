@@ -120,6 +120,25 @@ def test_runs_an_engine_that_failed_only_when_it_is_named(tiny: Any, rewrite: An
         assert len(session.predict(["text"])) == 1
 
 
+def test_a_verified_engine_may_be_required(tiny: Any, rewrite: Any) -> None:
+    with pytest.raises(CheckFailed) as never:
+        Session.load(tiny.path, require_verified=True)
+    assert never.value.what == (
+        f"engine {ENGINE} is not verified (parity: not run), and only a verified one may run"
+    )
+    assert never.value.fix == f"Check it with: tfc verify {tiny.path} --engine {ENGINE}"
+    rewrite(tiny.path, verdicts={ENGINE: verdict(tiny.path, "failed")})
+    with pytest.raises(CheckFailed, match=r"parity: failed.*Build one in a higher precision"):
+        Session.load(tiny.path, engine=ENGINE, require_verified=True)
+    rewrite(tiny.path, verdicts={ENGINE: verdict(tiny.path, "verified")})
+    with Session.load(tiny.path, require_verified=True) as session:
+        assert session.verdict == "verified"
+        _, arguments = session.__reduce__()
+    rewrite(tiny.path, verdicts={})
+    with pytest.raises(CheckFailed, match="parity: not run"):
+        Session.load(*arguments)
+
+
 def test_passes_over_engines_that_cannot_run_here(tiny: Any, rewrite: Any) -> None:
     engine = engine_of(tiny.path)
     other = dataclasses.replace(engine, backend="openvino")

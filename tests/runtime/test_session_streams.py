@@ -203,7 +203,7 @@ def test_many_threads_use_one_session_for_streams(
 def test_a_forked_child_goes_on_with_threads_of_its_own(
     session: Session, expected: list[dict[str, Any]]
 ) -> None:
-    _, (path, engine, _) = session.__reduce__()
+    _, (path, engine, *_) = session.__reduce__()
     tensors = {spec.name: np.ones((1, 8), np.int64) for spec in session.signature.inputs}
     reading, writing = os.pipe()
     with Session.load(path, engine, threads=2) as parent:

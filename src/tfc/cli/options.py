@@ -12,8 +12,9 @@ Command = Callable[..., Any]
 if TYPE_CHECKING:
     _RangeType = click.ParamType[tuple[int, int, int]]
     _ListType = click.ParamType[tuple[int, ...]]
+    _ShareType = click.ParamType[float]
 else:  # generic in recent versions of click only
-    _RangeType = _ListType = click.ParamType
+    _RangeType = _ListType = _ShareType = click.ParamType
 
 
 class SizeRange(_RangeType):
@@ -56,6 +57,27 @@ class SizeList(_ListType):
         if min(sizes) < 1:
             self.fail("a size must be at least 1", param, ctx)
         return sizes
+
+
+class Percent(_ShareType):
+    """`0.5%`: a share, as a float. Without the sign nobody could tell 0.5 % from a half."""
+
+    name = "percent"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """From 0 to less than 100 percent."""
+        if isinstance(value, float):
+            return value
+        text = str(value).strip()
+        try:
+            share = float(text.removesuffix("%")) / 100
+        except ValueError:
+            share = -1.0
+        if not text.endswith("%") or not 0 <= share < 1:
+            self.fail(f"'{value}' is not a percentage from 0% to 99%, e.g. 0.5%", param, ctx)
+        return share
 
 
 def artifact_argument(function: Command) -> Command:

@@ -43,6 +43,9 @@ class RunCommand(click.Command):
 @click.option("-o", "--output", required=True, help="The file or folder/ to write, or - .")
 @click.option("--engine", metavar="NAME", help="The engine.  [default: the best that runs here]")
 @click.option(
+    "--require-verified", is_flag=True, help="Refuse an engine that tfc verify did not pass."
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,
@@ -102,6 +105,7 @@ def command(
     inputs: tuple[str, ...],
     output: str,
     engine: str | None,
+    require_verified: bool,
     settings: tuple[str, ...],
     threads: int | None,
     on_error: str,
@@ -130,7 +134,8 @@ def command(
 
     log = JsonLog()
     metrics = None if metrics_file is None else MetricsFile(metrics_file, output)
-    with Session.load(artifact, engine=engine, threads=threads) as session:
+    loaded = Session.load(artifact, engine, threads, require_verified=require_verified)
+    with loaded as session:
         job.update(values_from_settings(session.task.name, session.options, settings))
         _warn(session, artifact, log if log_json else None)
         shown = nullcontext(log.report) if log_json else live()
@@ -169,5 +174,6 @@ def _warn(session: Session, artifact: str, log: JsonLog | None) -> None:
         return
     err.print(
         f"tfc: warning: engine {session.engine_name} is not verified "
-        f"(parity: {session.verdict}). Check it with: tfc verify {artifact}"
+        f"(parity: {session.verdict}). Check it with: tfc verify {artifact}",
+        soft_wrap=True,
     )

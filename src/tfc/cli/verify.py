@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
 
 import click
 
-from tfc.cli.console import out, progress, table
-from tfc.cli.options import artifact_argument, checkpoint_options, engine_option
+from tfc.cli.console import out, progress
+from tfc.cli.options import Percent, artifact_argument, checkpoint_options, engine_option
 from tfc.errors import EXIT_CHECK_FAILED
-
-if TYPE_CHECKING:
-    from tfc.steps.verify import EngineVerdict
 
 
 @click.command("verify")
@@ -22,10 +19,27 @@ if TYPE_CHECKING:
     type=click.Path(),
     help="JSON lines with a text each.  [default: the samples kept at export]",
 )
-@click.option("--text-column", default="text", show_default=True, help="The field with the text.")
+@click.option(
+    "--text-column",
+    metavar="FIELD",
+    help="The field with the text.  [default: text; of labelled questions: question]",
+)
+@click.option(
+    "--pair-column",
+    metavar="FIELD",
+    help="The field with the second text of labelled rows.  [default: none, context or text_pair]",
+)
+@click.option("--label-column", metavar="FIELD", help="The field with the label, for metrics.")
+@click.option(
+    "--max-drop",
+    type=Percent(),
+    metavar="PERCENT",
+    help="Fail an engine whose main metric is further below PyTorch's: 0.5%",
+)
 @click.option(
     "--limit", type=click.IntRange(min=1), default=512, show_default=True, help="Rows to compare."
 )
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @checkpoint_options
 @click.pass_context
 def command(
@@ -33,8 +47,12 @@ def command(
     artifact: str,
     engines: tuple[str, ...],
     data: str | None,
-    text_column: str,
+    text_column: str | None,
+    pair_column: str | None,
+    label_column: str | None,
+    max_drop: float | None,
     limit: int,
+    as_json: bool,
     checkpoint: str | None,
     base: str | None,
     trust_remote_code: bool,
@@ -45,8 +63,14 @@ def command(
     Each engine that can run here and the checkpoint in fp32 PyTorch get the same text. How far
     they may differ is not a fixed number: an fp16 engine may be a few times as far from fp32 as
     PyTorch itself is when it runs in fp16. Exit code 1 if an engine fails.
+
+    With --label-column the metrics of the task are compared as well. A label is the name or the
+    index of a class, or a list of them where the model gives several; a list of entities with
+    start, end and label; a list of answers; or a number, the score of a regression or how similar
+    two texts are.
     """
     from tfc.artifact import VERIFY_REPORT, Artifact
+    from tfc.cli.verify_display import show_metrics, show_parity
     from tfc.steps.verify import verify
 
     opened = Artifact.open(artifact)
@@ -56,6 +80,9 @@ def command(
             engines=engines,
             data=data,
             text_column=text_column,
+            pair_column=pair_column,
+            label_column=label_column,
+            max_drop=max_drop,
             limit=limit,
             checkpoint=checkpoint,
             base=base,
@@ -63,34 +90,11 @@ def command(
             allow_pickle=allow_pickle,
             on_progress=lambda what, done, total: report(done, total, what),
         )
-    grid = table(
-        f"Output {result.output} on {result.rows} {result.cases.noun} of {result.cases.origin}",
-        ["engine", "verdict", ">max abs", ">mean abs", ">allowed", ">cosine", ">argmax"],
-    )
-    decides = not opened.manifest.task.name.endswith("feature-extraction")
-    for found in result.verdicts:
-        grid.add_row(found.engine, found.verdict, *_numbers(found, decides))
-    out.print(grid)
-    for found in result.verdicts:
-        if found.reason:
-            reason = found.reason.partition(". ")[0] if found.parity is None else found.reason
-            out.print(f"{found.engine} {found.verdict}: {reason}")
-        elif found.tolerance is not None:
-            out.print(f"{found.engine}: allowed is {found.tolerance.source}")
-    out.print(f"written to {opened.path / VERIFY_REPORT}", soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps(result.as_json(), indent=2, ensure_ascii=False, default=float))
+    else:
+        show_parity(result)
+        show_metrics(result)
+        out.print(f"written to {opened.path / VERIFY_REPORT}", soft_wrap=True)
     if result.failed:
         ctx.exit(EXIT_CHECK_FAILED)
-
-
-def _numbers(found: EngineVerdict, decides: bool) -> list[str]:
-    """The cells of one engine; the place of an embedding's largest value means nothing."""
-    parity, tolerance = found.parity, found.tolerance
-    if parity is None or tolerance is None:
-        return ["-"] * 5
-    return [
-        f"{parity.max_abs:.1e}",
-        f"{parity.mean_abs:.1e}",
-        f"{tolerance.max_abs:.1e}",
-        f"{parity.cosine:.6f}",
-        f"{parity.argmax_agreement:.2%}" if decides else "-",
-    ]

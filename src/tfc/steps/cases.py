@@ -30,7 +30,8 @@ Array = npt.NDArray[Any]
 Call = Callable[[Feed], dict[str, Array]]
 OnBatch = Callable[[int, int], None]
 
-_BATCH = 16
+# Rows that run at once.
+BATCH_ROWS = 16
 _SAMPLES = "the samples kept at export"
 # Of outputs as wide as a vocabulary, so many tokens of each batch are compared: 200 texts of 64
 # tokens and 30,000 values each would be 3 GB.
@@ -122,7 +123,7 @@ def cases_of(
         rows = sum(len(feed[ATTENTION_MASK]) for feed in feeds)
         return GenerationCases(feeds, artifact.manifest, rows, "texts", origin, sha256)
     feeds = text_feeds(artifact, texts)
-    return Cases(feeds, _output_axes(artifact), len(texts), "texts", origin, sha256)
+    return Cases(feeds, output_axes(artifact), len(texts), "texts", origin, sha256)
 
 
 def _with_room(feed: Feed, longest: int) -> Feed:
@@ -151,7 +152,10 @@ def text_feeds(artifact: Artifact, texts: Iterable[Text]) -> list[Feed]:
     """
     encoder = text_encoder_of(artifact)
     encodings = sorted(encoder.encode(list(texts)), key=len)
-    return [dict(encoder.pad(encodings[i : i + _BATCH])) for i in range(0, len(encodings), _BATCH)]
+    return [
+        dict(encoder.pad(encodings[i : i + BATCH_ROWS]))
+        for i in range(0, len(encodings), BATCH_ROWS)
+    ]
 
 
 def sample_media_feeds(artifact: Artifact) -> list[Feed]:
@@ -184,7 +188,7 @@ def _cases_from_sample_media(artifact: Artifact) -> Cases | GenerationCases:
     sha256 = hashlib.sha256("".join(map(sha256_of_file, files)).encode()).hexdigest()
     if manifest.audio is not None:
         return GenerationCases(feeds, manifest, rows, "recordings", _SAMPLES, sha256)
-    return Cases(feeds, _output_axes(artifact), rows, "images", _SAMPLES, sha256)
+    return Cases(feeds, output_axes(artifact), rows, "images", _SAMPLES, sha256)
 
 
 def _cases_from_tensors(artifact: Artifact) -> Cases:
@@ -192,7 +196,7 @@ def _cases_from_tensors(artifact: Artifact) -> Cases:
     recorded = recorded_from_artifact(artifact)
     feeds = [sample.inputs for sample in recorded.samples]
     sha256 = artifact.sha256(TENSOR_SAMPLES)
-    axes = _output_axes(artifact)
+    axes = output_axes(artifact)
     return Cases(feeds, axes, len(feeds), "inputs", _SAMPLES, sha256, recorded)
 
 
@@ -201,7 +205,8 @@ def _sample_media(artifact: Artifact) -> list[Path]:
     return [artifact.file(name) for name in sorted(names)]
 
 
-def _output_axes(artifact: Artifact) -> dict[str, list[int | str]]:
+def output_axes(artifact: Artifact) -> dict[str, list[int | str]]:
+    """The axes of each output by name."""
     return {spec.name: spec.shape for spec in artifact.manifest.signature.outputs}
 
 

@@ -1,0 +1,103 @@
+"""What `tfc verify` prints."""
+
+from __future__ import annotations
+
+from tfc.cli.console import out, printable, table
+from tfc.steps.label_rows import MOST_NAMED, LeftOut
+from tfc.steps.task_metrics import ChangedRow, EngineMetrics, Judge, points_text, value_text
+from tfc.steps.verify_report import EngineVerdict, VerifyResult
+
+# So many rows are named under a table; the report names more.
+_FEW = 3
+
+
+def show_parity(result: VerifyResult) -> None:
+    """One table with a row per engine, and why those that failed did."""
+    grid = table(
+        f"Output {result.output} on {result.rows} {result.cases.noun} of {result.cases.origin}",
+        ["engine", "verdict", ">max abs", ">mean abs", ">allowed", ">cosine", ">argmax"],
+    )
+    decides = not result.artifact.manifest.task.name.endswith("feature-extraction")
+    for found in result.verdicts:
+        grid.add_row(found.engine, found.verdict, *_numbers(found, decides))
+    out.print(grid)
+    for found in result.verdicts:
+        if found.reason:
+            reason = found.reason.partition(". ")[0] if found.parity is None else found.reason
+            out.print(f"{found.engine} {found.verdict}: {reason}")
+        elif found.tolerance is not None:
+            out.print(f"{found.engine}: allowed is {found.tolerance.source}")
+
+
+def show_metrics(result: VerifyResult) -> None:
+    """A table per engine, the rows that changed, and those without a label."""
+    judge = result.judge
+    if judge is None:
+        return
+    for found in result.verdicts:
+        if found.metrics is not None:
+            _show_engine(found.engine, found.metrics, judge)
+    left_out = judge.labelled.left_out
+    if left_out.rows:
+        out.print(printable(_left_out_text(left_out, judge.labelled.cases.rows)))
+
+
+def _show_engine(name: str, metrics: EngineMetrics, judge: Judge) -> None:
+    rows = len(judge.labelled.rows)
+    grid = table(
+        f"{name} on {rows} labelled rows",
+        ["metric", ">PyTorch", ">engine", ">difference", ">95 % interval"],
+    )
+    for metric, value in metrics.values.items():
+        difference = metrics.differences[metric]
+        low, high = (_signed(metric, end) for end in (difference.low, difference.high))
+        grid.add_row(
+            metric,
+            value_text(metric, judge.values[metric]),
+            value_text(metric, value),
+            _signed(metric, difference.value),
+            f"[{low}, {high}]",
+        )
+    out.print()
+    out.print(grid)
+    if metrics.flips is not None:
+        out.print(printable(_flips_text(metrics.flips, rows)))
+
+
+def _signed(metric: str, value: float) -> str:
+    """A difference with its sign, without its unit; what rounds to nothing is `0.00`."""
+    text = points_text(metric, value).partition(" ")[0]
+    if float(text) == 0:
+        return text.removeprefix("-")
+    return text if value < 0 else f"+{text}"
+
+
+def _flips_text(flips: list[ChangedRow], rows: int) -> str:
+    if not flips:
+        return f"PyTorch and the engine agree on all {rows} rows"
+    lines = ", ".join(str(row.line) for row in flips[:_FEW])
+    more = ", …" if len(flips) > _FEW else ""
+    return f"PyTorch and the engine disagree on {len(flips)} of {rows} rows: line {lines}{more}"
+
+
+def _left_out_text(left_out: LeftOut, rows: int) -> str:
+    labels = [f"{label} ({count})" for label, count in left_out.labels.items()][:MOST_NAMED]
+    more = ", …" if len(left_out.labels) > MOST_NAMED else ""
+    return (
+        f"in no metric: {left_out.rows} of {rows} rows, whose label the model does not know:"
+        f" {', '.join(labels)}{more}; first in line {left_out.lines[0]}"
+    )
+
+
+def _numbers(found: EngineVerdict, decides: bool) -> list[str]:
+    """The cells of one engine; the place of an embedding's largest value means nothing."""
+    parity, tolerance = found.parity, found.tolerance
+    if parity is None or tolerance is None:
+        return ["-"] * 5
+    return [
+        f"{parity.max_abs:.1e}",
+        f"{parity.mean_abs:.1e}",
+        f"{tolerance.max_abs:.1e}",
+        f"{parity.cosine:.6f}",
+        f"{parity.argmax_agreement:.2%}" if decides else "-",
+    ]
