@@ -105,10 +105,11 @@ def repaired_half(
         gate = gate_of(expected, select(outputs_of(converted, feeds)), floor)
         if gate.holds or number == MAX_ROUNDS:
             break
-        more = _pins(losses(model, converted, feeds), converted, half)
+        found = _pins(losses(model, converted, feeds), converted, half)
+        more = {pin.value: pin for pin in found if pin.value not in {*too_large, *pins}}
         if not more:
             break
-        pins |= {pin.value: pin for pin in more if pin.value not in pins}
+        pins |= more
     return Repaired(converted, report, tuple(pins.values()), gate, number)
 
 
