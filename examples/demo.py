@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tfc import Artifact, TfcError
+
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data" / "support_intents"
 EVAL = DATA / "eval.jsonl"
@@ -66,10 +68,21 @@ def finetune(flags: list[str]) -> None:
 
 
 def overwrite() -> list[str]:
-    """The flag that replaces the artifact of an earlier demo with another checkpoint."""
+    """The flag that replaces the artifact of an earlier demo: of another checkpoint or tfc."""
     manifest = ARTIFACT / "tfc.json"
-    newer = manifest.is_file() and STAMP.stat().st_mtime > manifest.stat().st_mtime
-    return ["--overwrite"] if newer else []
+    if not manifest.is_file():
+        return []
+    newer = STAMP.stat().st_mtime > manifest.stat().st_mtime
+    return ["--overwrite"] if newer or not is_readable(ARTIFACT) else []
+
+
+def is_readable(artifact: Path) -> bool:
+    """Whether this tfc reads the artifact; an older one may have written another format."""
+    try:
+        Artifact.open(artifact)
+    except TfcError:
+        return False
+    return True
 
 
 def tfc(*arguments: object) -> None:
