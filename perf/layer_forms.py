@@ -44,6 +44,7 @@ class Form:
     bias: bool = True
     einsum: bool = False  # the output projection reads the heads, and merges them itself
     flat: bool = False  # `Attention` splits and merges the heads itself
+    explicit: bool = False  # the products and the softmax in place of `Attention`
 
 
 FORMS = (
@@ -61,6 +62,11 @@ FORMS = (
     Form("three products, rotary, grouped queries", "", rotary=True, grouped=True),
     Form("axis 1, output projection as Einsum", "heads", einsum=True),
     Form("three products, Attention on three axes", "", flat=True),
+    Form("three products, explicit attention", "", explicit=True),
+    Form("axis 1, explicit attention", "heads", explicit=True),
+    Form("axis 2, explicit attention", "before", explicit=True),
+    Form("axis 1, rotary, explicit attention", "heads", rotary=True, explicit=True),
+    Form("axis 1, no bias, explicit attention", "heads", bias=False, explicit=True),
 )
 
 
@@ -197,16 +203,30 @@ def attention(
     """The attention with its projections, `[batch, sequence, 256]`."""
     if form.flat:
         q, k, v = (w.linear(x, HIDDEN, HIDDEN) for _ in range(3))
-        heads = {"q_num_heads": HEADS, "kv_num_heads": HEADS}
-        merged = w.op("Attention", q, k, v, mask, scale=1.0, **heads)
+        counts = {"q_num_heads": HEADS, "kv_num_heads": HEADS}
+        merged = w.op("Attention", q, k, v, mask, scale=1.0, **counts)
         return w.linear(merged, HIDDEN, HIDDEN)
-    attended = w.op("Attention", *heads_of(w, form, x, turn), mask, scale=1.0)
+    heads = heads_of(w, form, x, turn)
+    if form.explicit:
+        attended = explicit_attention(w, *heads, mask)
+    else:
+        attended = w.op("Attention", *heads, mask, scale=1.0)
     if form.einsum:
         weight = w.random(HEADS, HEAD_DIM, HIDDEN)
         product = w.op("Einsum", attended, weight, equation="bnsd,ndh->bsh")
         return w.op("Add", product, w.random(HIDDEN))
     merged = w.op("Reshape", w.op("Transpose", attended, perm=TO_HEADS), w.ints(0, 0, HIDDEN))
     return w.linear(merged, HIDDEN, HIDDEN)
+
+
+def explicit_attention(
+    w: Writer, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value
+) -> ir.Value:
+    """`softmax(q·kᵀ + mask)·v`, the mask as a sum."""
+    scores = w.op("MatMul", q, w.op("Transpose", k, perm=[0, 1, 3, 2]))
+    zero, low = (w.constant(np.array(number, np.float16)) for number in (0, -30000))
+    masked = w.op("Add", scores, w.op("Where", mask, zero, low))
+    return w.op("MatMul", w.op("Softmax", masked, axis=-1), v)
 
 
 def norm(w: Writer, x: ir.Value, residual: ir.Value) -> ir.Value:
