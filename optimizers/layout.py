@@ -56,15 +56,8 @@ def is_permutation(source: ir.Value, result: ir.Value, perm: Sequence[int]) -> b
     shape = known_shape(source)
     if shape is None or len(shape) != len(perm):
         return False
-    names = list(dict.fromkeys(d for d in shape if isinstance(d, str)))
-    sizes = dict(zip(names, _PROBE_SIZES, strict=False))
-    cut = _cut_out(source, result)
-    if cut is None or len(sizes) < len(names):
-        return False
-    concrete = [d if isinstance(d, int) else sizes[d] for d in shape]
-    probe = np.arange(np.prod(concrete), dtype=np.float32).reshape(concrete)
-    got = _run(cut, source, probe, sizes)
-    return got is not None and np.array_equal(got, probe.transpose(perm))
+    moved = _probed(source, result, shape)
+    return moved is not None and np.array_equal(moved[1], moved[0].transpose(perm))
 
 
 def head_columns(source: ir.Value, result: ir.Value) -> HeadColumns | None:
@@ -75,22 +68,32 @@ def head_columns(source: ir.Value, result: ir.Value) -> HeadColumns | None:
     before, after = known_shape(source), known_shape(result)
     if before is None or after is None or len(before) != 3 or len(after) != 4:
         return None
-    sizes = dict(zip([d for d in before if isinstance(d, str)], _PROBE_SIZES, strict=False))
-    rows, length, width = (d if isinstance(d, int) else sizes[d] for d in before)
-    cut = _cut_out(source, result)
-    if cut is None:
+    moved = _probed(source, result, before)
+    if moved is None or moved[1].ndim != len(after):
         return None
-    probe = np.arange(rows * length * width, dtype=np.float32).reshape(rows, length, width)
-    got = _run(cut, source, probe, sizes)
     heads_first = after[1] != before[1]
-    if got is not None and got.ndim == len(after) and heads_first:
-        got = got.swapaxes(1, 2)
-    if got is None or got.shape[:2] != (rows, length):
+    probe, got = moved[0], moved[1].swapaxes(1, 2) if heads_first else moved[1]
+    if got.shape[:2] != probe.shape[:2]:
         return None
     columns = got - probe[:, :, :1, None]
     first = columns[0, 0].astype(np.int64)
-    in_range = first.size and first.min() >= 0 and first.max() < width
+    in_range = first.size and first.min() >= 0 and first.max() < probe.shape[2]
     return HeadColumns(first, heads_first) if in_range and (columns == first).all() else None
+
+
+def _probed(
+    source: ir.Value, result: ir.Value, shape: Sequence[int | str]
+) -> tuple[Array, Array] | None:
+    """Distinct numbers in the shape of `source`, and what the nodes up to `result` make of them."""
+    names = list(dict.fromkeys(d for d in shape if isinstance(d, str)))
+    sizes = dict(zip(names, _PROBE_SIZES, strict=False))
+    cut = _cut_out(source, result)
+    if cut is None or len(sizes) < len(names):
+        return None
+    concrete = [d if isinstance(d, int) else sizes[d] for d in shape]
+    probe = np.arange(np.prod(concrete), dtype=np.float32).reshape(concrete)
+    got = _run(cut, source, probe, sizes)
+    return None if got is None else (probe, got)
 
 
 def _cut_out(source: ir.Value, result: ir.Value) -> ir.Graph | None:

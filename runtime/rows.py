@@ -78,6 +78,11 @@ def item_of(fields: Mapping[str, Any], columns: Columns) -> str | tuple[str, str
     return text if columns.pair is None else (text, _text(fields, columns.pair))
 
 
+def unknown_field(name: str) -> BadData:
+    """What is wrong with a row that has a field which the rows before did not have."""
+    return BadData(f"the field '{name}' is not among the output's columns")
+
+
 def json_type(value: object) -> str:
     """What JSON calls the type of `value`."""
     names = {list: "an array", dict: "an object", str: "a text", bool: "true or false"}

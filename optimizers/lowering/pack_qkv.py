@@ -36,7 +36,7 @@ import onnx_ir as ir
 from tfc.optimizers.computed import computed
 from tfc.optimizers.graph import add_constant, add_weight, insert_before, is_op, replace_value
 from tfc.optimizers.lowering.heads import TO_HEADS, Projection
-from tfc.optimizers.lowering.projected_heads import Heads, ProjectedHeads, projected_heads_of
+from tfc.optimizers.lowering.projected_heads import HeadTensor, ProjectedHeads, projected_heads_of
 from tfc.optimizers.passes import Refusal, refusal
 
 KIND = "qkv"
@@ -50,7 +50,7 @@ class Match:
     projections: tuple[ProjectedHeads, ...]
 
     @property
-    def parts(self) -> list[Heads]:
+    def parts(self) -> list[HeadTensor]:
         """All tensors of heads, in the order of their columns."""
         return [part for projection in self.projections for part in projection.parts]
 

@@ -18,6 +18,7 @@ _ELEMENTWISE = frozenset(
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
 _QUERY, _MASK = 0, 3
 _QUERIES_AXIS = 2
+_MATRIX_AXES = 2
 
 
 def treats_positions_one_by_one(node: ir.Node, axis: int) -> bool:
@@ -33,7 +34,7 @@ def treats_positions_one_by_one(node: ir.Node, axis: int) -> bool:
         return _is_after(attribute(node, "axis", -1), axis)
     if node.op_type == "MatMul":
         weight = constant(node.inputs[1])
-        return weight is not None and weight.ndim == len(("in", "out")) and axis > 0
+        return weight is not None and weight.ndim == _MATRIX_AXES and axis > 0
     if node.op_type == "Reshape":
         return _keeps_up_to(node, axis)
     if node.op_type == "Attention":

@@ -17,7 +17,7 @@ _ATTENTION = ("Attention", "Softmax")
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadTensor:
     """A rank-4 tensor of heads, and which columns of the layer's result stand in it."""
 
     value: ir.Value
@@ -39,7 +39,7 @@ class ProjectedHeads:
     """A linear layer, and all that its result is taken apart into."""
 
     layer: Projection
-    parts: tuple[Heads, ...]
+    parts: tuple[HeadTensor, ...]
 
     @property
     def readers(self) -> frozenset[ir.Node]:
@@ -65,8 +65,8 @@ def projected_heads_of(product: ir.Node) -> ProjectedHeads | None:
     return ProjectedHeads(layer, parts) if parts else None
 
 
-def _parts(flat: ir.Value) -> tuple[Heads, ...] | None:
-    found: list[Heads] = []
+def _parts(flat: ir.Value) -> tuple[HeadTensor, ...] | None:
+    found: list[HeadTensor] = []
     open_values = [flat]
     while open_values:
         value = open_values.pop(0)
@@ -80,14 +80,14 @@ def _parts(flat: ir.Value) -> tuple[Heads, ...] | None:
     return tuple(found)
 
 
-def _heads(flat: ir.Value, value: ir.Value) -> Heads | None:
+def _heads(flat: ir.Value, value: ir.Value) -> HeadTensor | None:
     shape, before = known_shape(value), known_shape(flat)
     if shape is None or before is None or len(shape) != 4 or not isinstance(shape[3], int):
         return None
     if shape[0] != before[0] or before[1] not in shape[1:3] or value.is_graph_output():
         return None
     columns = head_columns(flat, value)
-    return Heads(value, columns) if columns is not None else None
+    return HeadTensor(value, columns) if columns is not None else None
 
 
 def _transposed(value: ir.Value) -> ir.Value:

@@ -30,7 +30,6 @@ from tfc.optimizers.graph import insert_before, replace_value, without_trailing_
 from tfc.optimizers.lowering.residual import Residual, residual_of
 from tfc.optimizers.raising.add_layer_norm import OP
 
-KIND = "sum_layernorm"
 _FIRST_OF_NORM = 2
 
 

@@ -27,7 +27,7 @@ from tfc.runtime.formats.predictions import (
     VECTORS,
     Field,
 )
-from tfc.runtime.rows import json_bytes, json_type
+from tfc.runtime.rows import json_bytes, json_type, unknown_field
 
 Predictions = Sequence[Mapping[str, Any]]
 _SIMPLE = {
@@ -82,13 +82,24 @@ def row_problem(fields: Mapping[str, Any], schema: Any) -> BadData | None:
     for name, value in fields.items():
         place = schema.get_field_index(name)
         if place < 0:
-            return BadData(f"the field '{name}' is not among the output's columns")
+            return unknown_field(name)
         try:
             pa.array([_fitting(value, schema.field(place).type)], schema.field(place).type)
         except (pa.ArrowException, OverflowError, UnicodeError):
             kind = schema.field(place).type
             return BadData(f"the field '{name}' is {json_type(value)}, and its column is {kind}")
     return None
+
+
+def all_fit(rows: Sequence[Mapping[str, Any]], schema: Any) -> bool:
+    """Whether every row fits the columns; quicker than to ask `row_problem` of each."""
+    if any(row.keys() - set(schema.names) for row in rows):
+        return False
+    try:
+        table_of_dicts(rows, schema)
+    except (pa.ArrowException, OverflowError, UnicodeError):
+        return False
+    return True
 
 
 def table_of_dicts(rows: Sequence[Mapping[str, Any]], schema: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 from tfc.errors import BadData, UsageError
 from tfc.files import write_atomically
 from tfc.runtime.jobs.inputs import Place
-from tfc.runtime.jobs.writers import Columns
+from tfc.runtime.jobs.writers import OutputColumns
 
 _VERSION = 1
 _HASH_DIGITS = 16  # 64 bits: damage goes unseen once in 10^19 times
@@ -45,7 +45,7 @@ class Shard:
     place: Place
     bytes: int
     error_bytes: int
-    columns: Columns = None
+    columns: OutputColumns = None
     first_bad: tuple[str, int, str] | None = None
 
 
@@ -75,7 +75,7 @@ class Journal:
         return self.shards[-1].place if self.shards else Place()
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> OutputColumns:
         """The output's columns, as far as they are known."""
         return self.shards[-1].columns if self.shards else None
 

@@ -18,12 +18,12 @@ from tfc.errors import BadData
 from tfc.runtime.formats import CSV, JSONL, TSV, Format
 from tfc.runtime.formats.csv import CsvWriter
 from tfc.runtime.formats.predictions import Field
-from tfc.runtime.rows import Content, json_bytes
+from tfc.runtime.rows import Content, json_bytes, unknown_field
 from tfc.runtime.tasks.base import Prediction
 
 PREDICTION = "prediction"
 # The output's columns as the journal keeps them: names of CSV, an Arrow schema of Parquet.
-Columns = list[str] | str | None
+OutputColumns = list[str] | str | None
 Rows = Sequence[tuple[Content, Prediction]]
 
 
@@ -46,7 +46,7 @@ class Writer(Protocol):
     """Writes one shard."""
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> OutputColumns:
         """The output's columns, once they are known."""
 
     def problems(self, contents: Sequence[Content]) -> list[BadData | None]:
@@ -59,7 +59,7 @@ class Writer(Protocol):
         """Write what is left."""
 
 
-def writer_of(sink: BinaryIO, style: Style, columns: Columns, *, header: bool) -> Writer:
+def writer_of(sink: BinaryIO, style: Style, columns: OutputColumns, *, header: bool) -> Writer:
     """A writer to an open file, with the columns of the shards before; `header` is for CSV."""
     if style.format.kind == JSONL:
         return _JsonlRows(sink)
@@ -106,7 +106,7 @@ class _Open:
 
 
 class _JsonlRows:
-    columns: Columns = None
+    columns: OutputColumns = None
 
     def __init__(self, sink: BinaryIO) -> None:
         self._sink = sink
@@ -123,7 +123,7 @@ class _JsonlRows:
 
 
 class _CsvRows:
-    def __init__(self, sink: BinaryIO, style: Style, columns: Columns, header: bool) -> None:
+    def __init__(self, sink: BinaryIO, style: Style, columns: OutputColumns, header: bool) -> None:
         self.columns = columns
         self._sink, self._style, self._header = sink, style, header
         self._fields = [field.name for field in style.fields]
@@ -135,7 +135,7 @@ class _CsvRows:
             self.columns = [name for name in names if not self._is_ours(name)]
         known = {*self.columns, *filter(self._is_ours, (name for row in rows for name in row))}
         unknown = [next((name for name in row if name not in known), None) for row in rows]
-        return [None if name is None else _unknown_field(name) for name in unknown]
+        return [None if name is None else unknown_field(name) for name in unknown]
 
     def write(self, rows: Rows) -> None:
         assert isinstance(self.columns, list)
@@ -154,7 +154,7 @@ class _CsvRows:
 
 
 class _ParquetRows:
-    def __init__(self, sink: BinaryIO, style: Style, columns: Columns) -> None:
+    def __init__(self, sink: BinaryIO, style: Style, columns: OutputColumns) -> None:
         import pyarrow as pa
 
         self._sink, self._style = sink, style
@@ -164,14 +164,12 @@ class _ParquetRows:
             self._schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(columns)))
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> OutputColumns:
         if self._schema is None:
             return None
         return base64.b64encode(self._schema.serialize().to_pybytes()).decode()
 
     def problems(self, contents: Sequence[Content]) -> list[BadData | None]:
-        import pyarrow as pa
-
         from tfc.runtime.formats import arrow
 
         if self._schema is None:
@@ -179,13 +177,8 @@ class _ParquetRows:
         if not contents or isinstance(contents[0], arrow.ArrowContent):
             return [None] * len(contents)
         rows = [_without_prediction(content.as_dict()) for content in contents]
-        known = set(self._schema.names)
-        if all(row.keys() <= known for row in rows):
-            try:
-                arrow.table_of_dicts(rows, self._schema)
-                return [None] * len(rows)
-            except (pa.ArrowException, OverflowError, UnicodeError):
-                pass  # one of them does not fit: which, is found one by one
+        if arrow.all_fit(rows, self._schema):
+            return [None] * len(rows)
         return [arrow.row_problem(row, self._schema) for row in rows]
 
     def write(self, rows: Rows) -> None:
@@ -226,7 +219,3 @@ class _ParquetRows:
 
 def _without_prediction(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name != PREDICTION}
-
-
-def _unknown_field(name: str) -> BadData:
-    return BadData(f"the field '{name}' is not among the output's columns")

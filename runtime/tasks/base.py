@@ -8,6 +8,7 @@ and changes nothing after that: several threads use it at once.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -70,7 +71,7 @@ class TextModel:
     refuse_long: bool = False
 
 
-class TextTask(Generic[OptionsT]):
+class TextTask(ABC, Generic[OptionsT]):
     """A task whose items are texts, or pairs of them, with one row each.
 
     Attributes:
@@ -110,9 +111,9 @@ class TextTask(Generic[OptionsT]):
         """One row per item, cut at the artifact's limit."""
         return self._encoded(items, [item.value for item in items])
 
+    @abstractmethod
     def read(self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]) -> Prediction:
         """The prediction of one item."""
-        raise NotImplementedError
 
     def _encoded(
         self, items: Sequence[Item], texts: Sequence[Text]

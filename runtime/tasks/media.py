@@ -7,6 +7,7 @@ automatic-speech-recognition ``text``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class MediaModel:
     text: TextEncoder | None = None
 
 
-class MediaTask:
+class MediaTask(ABC):
     """A task whose items are images or recordings, with one row each.
 
     Attributes:
@@ -51,20 +52,20 @@ class MediaTask:
         self._options = options
 
     @classmethod
+    @abstractmethod
     def outputs(cls, record: TaskRecord) -> tuple[str, ...]:
         """The graph outputs that predictions are read from."""
-        raise NotImplementedError
 
-    def check(self, item: Item) -> None:
+    def check(self, item: Item) -> None:  # noqa: B027 - there is nothing that a task must check
         """Nothing at little cost: what an item is shows when it is read."""
 
     def rows(self, items: Sequence[Item]) -> list[Sequence[Row] | TfcError]:
         """The array of each item, or why it has none."""
         return [self._row(item) for item in items]
 
+    @abstractmethod
     def read(self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]) -> Prediction:
         """The prediction of one item."""
-        raise NotImplementedError
 
     def _row(self, item: Item) -> Sequence[Row] | TfcError:
         try:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from tfc.errors import require
 from tfc.metrics.base import AnyLabels, Found, Indices, UnknownLabel, not_a
@@ -31,18 +32,26 @@ class LabelTally:
         return {"accuracy": float(right.mean()), "macro F1": float(f1.mean())}
 
     def report(self) -> dict[str, dict[str, float]]:
-        """scikit-learn's classification report, of the classes that are labelled or predicted."""
-        from sklearn.metrics import precision_recall_fscore_support
-
+        """Of the classes that are labelled or predicted."""
         classes = np.union1d(self._golds, self._predicted)
-        columns = precision_recall_fscore_support(
-            self._golds, self._predicted, labels=classes, zero_division=0
-        )
-        names = ("precision", "recall", "f1", "support")
-        return {
-            self._labels[number]: dict(zip(names, map(float, line), strict=True))
-            for number, *line in zip(classes, *columns, strict=True)
-        }
+        return report_of(self._golds, self._predicted, self._labels, classes)
+
+
+def report_of(
+    golds: npt.NDArray[Any], predicted: npt.NDArray[Any], labels: list[str], shown: Indices
+) -> dict[str, dict[str, float]]:
+    """scikit-learn's classification report, of the labels whose indices are `shown`.
+
+    Labels and predictions are indices `[rows]` or flags `[rows, labels]`.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(golds, predicted, labels=shown, zero_division=0)
+    names = ("precision", "recall", "f1", "support")
+    return {
+        labels[number]: dict(zip(names, map(float, line), strict=True))
+        for number, *line in zip(shown, *columns, strict=True)
+    }
 
 
 class ClassificationScorer(AnyLabels):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -38,7 +39,7 @@ class CorrelationTally:
         return {}
 
 
-class _Correlation:
+class _Correlation(ABC):
     """Labels are numbers.
 
     Raises:
@@ -72,9 +73,9 @@ class _Correlation:
         """The numbers of the data beside those found."""
         return CorrelationTally(golds, [self.answer(each) for each in found])
 
+    @abstractmethod
     def answer(self, found: Found) -> float:
         """The score."""
-        raise NotImplementedError
 
     def change(self, gold: float, reference: Found, engine: Found) -> float:
         """How far the score moved: labels are of another scale, so any way is for the worse."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfc.metrics.base import AnyLabels, Found, Indices, not_a
-from tfc.metrics.classification import ClassificationScorer
+from tfc.metrics.classification import ClassificationScorer, report_of
 
 Flags = npt.NDArray[np.bool_]
 
@@ -35,19 +35,9 @@ class LabelsTally:
         }
 
     def report(self) -> dict[str, dict[str, float]]:
-        """scikit-learn's classification report, of the labels that rows have or were given."""
-        from sklearn.metrics import precision_recall_fscore_support
-
-        columns = precision_recall_fscore_support(
-            self._golds.astype(int), self._predicted.astype(int), average=None, zero_division=0
-        )
-        names = ("precision", "recall", "f1", "support")
-        occurs: Flags = np.any(self._golds | self._predicted, axis=0)
-        return {
-            label: dict(zip(names, map(float, line), strict=True))
-            for number, (label, *line) in enumerate(zip(self._labels, *columns, strict=True))
-            if occurs[number]
-        }
+        """Of the labels that rows have or were given."""
+        occur = np.flatnonzero((self._golds | self._predicted).any(axis=0))
+        return report_of(self._golds.astype(int), self._predicted.astype(int), self._labels, occur)
 
 
 class MultiLabelScorer(AnyLabels):
