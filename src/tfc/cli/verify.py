@@ -39,6 +39,9 @@ from tfc.errors import EXIT_CHECK_FAILED
 @click.option(
     "--limit", type=click.IntRange(min=1), default=512, show_default=True, help="Rows to compare."
 )
+@click.option(
+    "--bisect", is_flag=True, help="Find the first pass, layer and node where an engine is off."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @checkpoint_options
 @click.pass_context
@@ -52,6 +55,7 @@ def command(
     label_column: str | None,
     max_drop: float | None,
     limit: int,
+    bisect: bool,
     as_json: bool,
     checkpoint: str | None,
     base: str | None,
@@ -68,8 +72,13 @@ def command(
     index of a class, or a list of them where the model gives several; a list of entities with
     start, end and label; a list of answers; or a number, the score of a regression or how similar
     two texts are.
+
+    With --bisect the graphs that an engine came from are compared with PyTorch as well, value by
+    value, on the input where the engine is furthest off. What is found is named, and the smallest
+    sub-graph that shows it is kept in the artifact, with a command of Polygraphy that runs it.
     """
     from tfc.artifact import VERIFY_REPORT, Artifact
+    from tfc.cli.bisect_display import show_bisections
     from tfc.cli.verify_display import show_metrics, show_parity
     from tfc.steps.verify import verify
 
@@ -84,6 +93,7 @@ def command(
             label_column=label_column,
             max_drop=max_drop,
             limit=limit,
+            bisect=bisect,
             checkpoint=checkpoint,
             base=base,
             trust_remote_code=trust_remote_code,
@@ -95,6 +105,9 @@ def command(
     else:
         show_parity(result)
         show_metrics(result)
+        show_bisections(result)
+        if result.failed and not bisect:
+            out.print("Find where with: tfc verify --bisect, and the same options")
         out.print(f"written to {opened.path / VERIFY_REPORT}", soft_wrap=True)
     if result.failed:
         ctx.exit(EXIT_CHECK_FAILED)

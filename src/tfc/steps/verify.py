@@ -19,6 +19,9 @@ from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.padding import Feed
 from tfc.runtime.parity import failures, parity_of, tolerance_of
 from tfc.steps.batches import Outputs
+from tfc.steps.bisect import Measured
+from tfc.steps.bisect import bisect as bisect_engine
+from tfc.steps.bisect_report import Bisection
 from tfc.steps.cases import Cases, cases_of
 from tfc.steps.generation_cases import GenerationCases
 from tfc.steps.labelled import LabelColumns, Labelled, labelled_from_jsonl
@@ -49,6 +52,7 @@ def verify(
     label_column: str | None = None,
     max_drop: float | None = None,
     limit: int = DEFAULT_LIMIT,
+    bisect: bool = False,
     checkpoint: str | None = None,
     base: str | None = None,
     trust_remote_code: bool = False,
@@ -72,6 +76,7 @@ def verify(
         max_drop: an engine fails if its main metric is further below PyTorch's: 0.005 is half a
             point. Not a gate if None.
         limit: compare the first so many rows.
+        bisect: find the first pass, layer and node where an engine leaves PyTorch.
         checkpoint: where the checkpoint is now, if it was moved since export.
         base: where the base model of an adapter is now.
         trust_remote_code: run Python code that comes with the checkpoint.
@@ -108,7 +113,8 @@ def verify(
         )
     yardstick = _yardstick(artifact, cases, labelled, reference, max_drop, on_progress)
     found = tuple(yardstick.verdict(name) for name in names)
-    result = VerifyResult(artifact, found, yardstick.cases, yardstick.judge, max_drop)
+    bisections = tuple(yardstick.bisection(one) for one in found) if bisect else ()
+    result = VerifyResult(artifact, found, yardstick.cases, yardstick.judge, max_drop, bisections)
     record_result(result)
     return result
 
@@ -181,7 +187,8 @@ class _Tap:
 class _Yardstick:
     """What engines are compared with: PyTorch's values, and its metrics where there are labels.
 
-    `floors` are the values of PyTorch in other precisions, once they were asked for.
+    `floors` are the values of PyTorch in other precisions, once they were asked for, `got` those
+    of the engines that were run.
     """
 
     artifact: Artifact
@@ -192,6 +199,7 @@ class _Yardstick:
     max_drop: float | None
     on_progress: OnProgress
     floors: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
+    got: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
 
     def verdict(self, name: str) -> EngineVerdict:
         """Run one engine and compare it."""
@@ -209,12 +217,32 @@ class _Yardstick:
         finally:
             close_all(runners)
         tolerance = tolerance_of(self.expected, floor, engine.precision)
+        self.got[name] = got
         parity = parity_of(self.expected, got, tolerance)
         reasons = failures(parity, tolerance)
         if self.judge is not None and metrics is not None and self.max_drop is not None:
             reasons += self.judge.too_low(metrics, self.max_drop)
         verdict = FAILED if reasons else VERIFIED
         return EngineVerdict(name, verdict, "; ".join(reasons), parity, tolerance, metrics)
+
+    def bisection(self, found: EngineVerdict) -> Bisection:
+        """Where an engine leaves PyTorch, which it was compared with."""
+        name = found.engine
+        engine = self.artifact.manifest.engines[name]
+        tolerance = found.tolerance
+        if tolerance is None:
+            floor = self._floor(engine.precision)
+            tolerance = tolerance_of(self.expected, floor, engine.precision)
+        got = self.got.get(name)
+        measured = Measured(self.expected, got, found.reason, tolerance)
+        runners = runners_from_engine(self.artifact, engine) if got is not None else {}
+        try:
+            runner = runners.get(MODEL)
+            return bisect_engine(
+                self.artifact, name, self.cases, self.reference, measured, runner, self.on_progress
+            )
+        finally:
+            close_all(runners)
 
     def _run(
         self, name: str, runners: dict[str, Runner]
