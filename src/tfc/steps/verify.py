@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tfc.steps.generation_cases import GenerationCases
 from tfc.steps.labelled import LabelColumns, Labelled, labelled_from_jsonl
 from tfc.steps.record import OnProgress, no_progress
 from tfc.steps.reference import reference_from_artifact
+from tfc.steps.relations import Relation, Relations, failing
 from tfc.steps.task_metrics import EngineMetrics, Judge
 from tfc.steps.verify_report import (
     FAILED,
@@ -52,6 +53,7 @@ def verify(
     label_column: str | None = None,
     max_drop: float | None = None,
     limit: int = DEFAULT_LIMIT,
+    relations: bool = True,
     bisect: bool = False,
     checkpoint: str | None = None,
     base: str | None = None,
@@ -76,6 +78,8 @@ def verify(
         max_drop: an engine fails if its main metric is further below PyTorch's: 0.005 is half a
             point. Not a gate if None.
         limit: compare the first so many rows.
+        relations: check as well what must hold for any data (`tfc.steps.relations`): padding on
+            either side, the independence of rows, odd texts.
         bisect: find the first pass, layer and node where an engine leaves PyTorch.
         checkpoint: where the checkpoint is now, if it was moved since export.
         base: where the base model of an adapter is now.
@@ -112,6 +116,9 @@ def verify(
             allow_pickle=allow_pickle,
         )
     yardstick = _yardstick(artifact, cases, labelled, reference, max_drop, on_progress)
+    if relations:
+        checks = Relations(artifact, reference, yardstick.in_precision)
+        yardstick = replace(yardstick, relations=checks)
     found = tuple(yardstick.verdict(name) for name in names)
     bisections = tuple(yardstick.bisection(one) for one in found) if bisect else ()
     result = VerifyResult(artifact, found, yardstick.cases, yardstick.judge, max_drop, bisections)
@@ -188,7 +195,8 @@ class _Yardstick:
     """What engines are compared with: PyTorch's values, and its metrics where there are labels.
 
     `floors` are the values of PyTorch in other precisions, once they were asked for, `got` those
-    of the engines that were run.
+    of the engines that were run, `halves` PyTorch in them; `relations` checks what must hold for
+    any data, where that is wanted.
     """
 
     artifact: Artifact
@@ -200,6 +208,8 @@ class _Yardstick:
     on_progress: OnProgress
     floors: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
     got: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
+    halves: dict[str, Any] = field(default_factory=dict)
+    relations: Relations | None = None
 
     def verdict(self, name: str) -> EngineVerdict:
         """Run one engine and compare it."""
@@ -212,8 +222,13 @@ class _Yardstick:
             runners = runners_from_engine(self.artifact, engine)
         except (BadArtifact, BackendUnavailable) as error:
             return EngineVerdict(name, FAILED, str(error), None, None)
+        relations: tuple[Relation, ...] = ()
         try:
             got, metrics = self._run(name, runners)
+            if self.relations is not None:
+                on_case = partial(self.on_progress, f"{name}: relations")
+                first = next(iter(runners.values()))
+                relations = self.relations.of_engine(engine, first, on_case)
         finally:
             close_all(runners)
         tolerance = tolerance_of(self.expected, floor, engine.precision)
@@ -222,8 +237,11 @@ class _Yardstick:
         reasons = failures(parity, tolerance)
         if self.judge is not None and metrics is not None and self.max_drop is not None:
             reasons += self.judge.too_low(metrics, self.max_drop)
+        reasons += [f"relation {each}" for each in failing(relations)]
         verdict = FAILED if reasons else VERIFIED
-        return EngineVerdict(name, verdict, "; ".join(reasons), parity, tolerance, metrics)
+        return EngineVerdict(
+            name, verdict, "; ".join(reasons), parity, tolerance, metrics, relations
+        )
 
     def bisection(self, found: EngineVerdict) -> Bisection:
         """Where an engine leaves PyTorch, which it was compared with."""
@@ -258,9 +276,15 @@ class _Yardstick:
         """PyTorch's values in the engine's own precision; None for fp32."""
         if precision != "fp32" and precision not in self.floors:
             on_batch = partial(self.on_progress, f"PyTorch {precision}")
-            half = self.reference.in_precision(precision)
+            half = self.in_precision(precision)
             self.floors[precision] = self.cases.of_reference(half, on_batch)
         return self.floors.get(precision)
+
+    def in_precision(self, precision: str) -> Any:
+        """PyTorch in a half precision, made once."""
+        if precision not in self.halves:
+            self.halves[precision] = self.reference.in_precision(precision)
+        return self.halves[precision]
 
 
 def _yardstick(

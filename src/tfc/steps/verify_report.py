@@ -16,6 +16,7 @@ from tfc.steps.bisect_report import Bisection
 from tfc.steps.cases import Cases
 from tfc.steps.generation_cases import GenerationCases
 from tfc.steps.record import versions_of
+from tfc.steps.relations import Relation
 from tfc.steps.task_metrics import EngineMetrics, Judge
 
 VERIFIED, FAILED, NOT_RUN = "verified", "failed", "not run"
@@ -27,7 +28,7 @@ class EngineVerdict:
     """What was found for one engine.
 
     `parity` and `tolerance` are None where it was not run, `metrics` also where the data has no
-    labels.
+    labels. `relations` are what must hold for any data; empty where they were not wanted.
     """
 
     engine: str
@@ -36,6 +37,7 @@ class EngineVerdict:
     parity: Parity | None
     tolerance: Tolerance | None
     metrics: EngineMetrics | None = None
+    relations: tuple[Relation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ class VerifyResult:
                 "max_drop": self.max_drop,
                 "engines": engines,
             }
+        relations = {v.engine: [r.as_json() for r in v.relations] for v in self.verdicts}
+        if any(relations.values()):
+            report["relations"] = relations
         if self.bisections:
             report["bisect"] = {each.engine: each.as_json() for each in self.bisections}
         plain: dict[str, Any] = _without_nan(report)
