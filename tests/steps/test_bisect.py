@@ -23,6 +23,7 @@ pytestmark = pytest.mark.ort
 
 ENGINE = "onnxruntime-fp32"
 OPTIMIZED = "optimized/onnxruntime/model.onnx"
+INT64 = ir.DataType.INT64
 # Wrong beyond 60 tokens; what passes are judged on has 48.
 PASS = '''
 import numpy as np
@@ -175,6 +176,39 @@ def test_a_pass_that_is_wrong_on_the_users_data_only(tiny_artifact: Path, tmp_pa
     assert place.changed == "it is not in the graph before"
     assert result.bisections[0].inputs.startswith("row 2 of batch 1 of 1 of ")
     assert polygraphy(result).returncode == 1
+
+
+def mask_as_lengths(model: ir.Model) -> None:
+    """The mask becomes the lengths of rows that are padded right."""
+    old = next(
+        v for node in model.graph for v in node.outputs if node.name == "attention_mask_bool"
+    )
+    mask = old.producer().inputs[0]
+    axis = ir.Value(name="axis", const_value=ir.tensor(np.array([1])), type=ir.TensorType(INT64))
+    model.graph.register_initializer(axis)
+    length = ir.node("ReduceSum", [mask, axis], {"keepdims": 1}, name="lengths")
+    zero = ir.node("Sub", [mask, mask])
+    ones = ir.node("Add", [zero.outputs[0], axis])
+    scalar = ir.node("Squeeze", [axis])
+    places = ir.node("CumSum", [ones.outputs[0], scalar.outputs[0]])
+    keep = ir.node("LessOrEqual", [places.outputs[0], length.outputs[0]], name="within_length")
+    keep.outputs[0].dtype, keep.outputs[0].shape = ir.DataType.BOOL, old.shape
+    made = [length, zero, ones, scalar, places, keep]
+    model.graph.insert_before(old.producer(), made)
+    ir.convenience.replace_all_uses_with(old, keep.outputs[0])
+    model.graph.remove(old.producer(), safe=True)
+
+
+def test_a_fault_that_only_a_relation_shows(tiny_artifact: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "hello"}\n{"text": "Where is my parcel?"}\n', encoding="utf-8")
+    artifact = plant(tiny_artifact, f"engines/{ENGINE}/model.onnx", mask_as_lengths)
+    result = tfc.verify(artifact, data=data, bisect=True)
+    (found,) = result.verdicts
+    assert found.reason.startswith("relation left padding at ")
+    place = the_place(result)
+    assert (place.stage, place.node) == ("engine file", "lengths")
+    assert "of the relations that fail" in result.bisections[0].inputs
 
 
 class FusingWrongly(OnnxRuntimeBackend):

@@ -95,7 +95,7 @@ def test_a_fault_that_the_data_do_not_show(
     monkeypatch: pytest.MonkeyPatch,
     fault: Callable[..., Any],
 ) -> None:
-    import tfc.steps.verify as room
+    import tfc.steps.yardstick as room
 
     original = room.runners_from_engine
 

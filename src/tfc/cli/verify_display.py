@@ -6,7 +6,6 @@ from rich.table import Table
 
 from tfc.cli.console import out, printable, table
 from tfc.steps.label_rows import MOST_NAMED, LeftOut
-from tfc.steps.relations import FAILED as RELATION_FAILED
 from tfc.steps.relations import NOT_RUN as RELATION_NOT_RUN
 from tfc.steps.relations import Relation
 from tfc.steps.task_metrics import ChangedRow, EngineMetrics, Judge, points_text, value_text
@@ -43,7 +42,7 @@ def show_relations(result: VerifyResult) -> None:
         if not found.relations:
             continue
         names = dict.fromkeys(one.name for one in found.relations)
-        failed = [one for one in found.relations if one.outcome == RELATION_FAILED]
+        failed = [one for one in found.relations if one.fails]
         checked = {one.name for one in found.relations if one.outcome != RELATION_NOT_RUN}
         holding = len(checked - {one.name for one in failed})
         out.print(f"{found.engine}: {holding} of {len(names)} relations hold{_left(found)}")

@@ -44,7 +44,10 @@ _CPU = "CPU"
 
 @dataclass(frozen=True)
 class Relation:
-    """A relation at one size (rows x tokens), whether it holds, and by how much it is off."""
+    """A relation at one size (rows x tokens), whether it holds, and by how much it is off.
+
+    `feed` is the input on which it was checked.
+    """
 
     name: str
     size: str
@@ -52,10 +55,17 @@ class Relation:
     reason: str = ""
     max_abs: float | None = None
     allowed: float | None = None
+    feed: Feed | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def fails(self) -> bool:
+        """Whether it was checked and does not hold."""
+        return self.outcome == FAILED
 
     def as_json(self) -> dict[str, Any]:
         """As reports/verify.json holds it."""
-        return {key: value for key, value in vars(self).items() if value not in (None, "")}
+        kept = {key: value for key, value in vars(self).items() if key != "feed"}
+        return {key: value for key, value in kept.items() if value not in (None, "")}
 
 
 @dataclass(frozen=True)
@@ -145,12 +155,13 @@ class Relations:
                 expected, tolerance = self._of_pytorch(case, case.feed, engine.precision)
                 got = self._values(seen.run(case.feed, case.key), case.feed)
         except TfcError as error:
-            return Relation(case.name, case.size, FAILED, str(error))
+            return Relation(case.name, case.size, FAILED, str(error), feed=case.feed)
         parity = parity_of(expected, got, tolerance)
         reasons = failures(parity, tolerance)
         outcome = FAILED if reasons else PASSED
         text = "; ".join(reasons)
-        return Relation(case.name, case.size, outcome, text, parity.max_abs, tolerance.max_abs)
+        sizes = parity.max_abs, tolerance.max_abs
+        return Relation(case.name, case.size, outcome, text, *sizes, case.feed)
 
     def _of_pytorch(
         self, case: RelationCase, feed: Feed, precision: str
@@ -198,6 +209,6 @@ def failing(relations: Sequence[Relation]) -> list[str]:
     """The names of the relations that do not hold, each with the sizes at which it does not."""
     sizes: dict[str, list[str]] = {}
     for one in relations:
-        if one.outcome == FAILED:
+        if one.fails:
             sizes.setdefault(one.name, []).append(one.size)
     return [f"{name} at {', '.join(at)}" if any(at) else name for name, at in sizes.items()]
