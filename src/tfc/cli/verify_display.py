@@ -13,6 +13,8 @@ from tfc.steps.verify_report import EngineVerdict, VerifyResult
 
 # So many rows are named under a table; the report names more.
 _FEW = 3
+# Failing relations that are listed, for the same reason.
+_MOST_RELATIONS = 8
 
 
 def show_parity(result: VerifyResult) -> None:
@@ -47,7 +49,9 @@ def show_relations(result: VerifyResult) -> None:
         holding = len(checked - {one.name for one in failed})
         out.print(f"{found.engine}: {holding} of {len(names)} relations hold{_left(found)}")
         if failed:
-            out.print(_failed_relations(failed))
+            out.print(_failed_relations(failed[:_MOST_RELATIONS]))
+        if len(failed) > _MOST_RELATIONS:
+            out.print(f"… and {len(failed) - _MOST_RELATIONS} more in the report")
 
 
 def _left(found: EngineVerdict) -> str:
