@@ -25,7 +25,7 @@ from tfc.steps.bisect_places import Context, Look, found_in, pass_look, pytorch_
 from tfc.steps.bisect_report import FOUND, NOT_RUN, NOTHING, Bisection, StageGap, from_module
 from tfc.steps.cases import Cases
 from tfc.steps.generation_cases import GenerationCases
-from tfc.steps.optimize import optimized_file
+from tfc.steps.optimize import optimized_file, step_name
 from tfc.steps.record import OnProgress
 from tfc.steps.reference import Recorded, Reference
 from tfc.steps.reproducer import reproducer_of
@@ -115,8 +115,10 @@ def _graphs_of(
     built_from = next(iter(read), "")
     files = {EXPORT: graph_file(MODEL)}
     if "/" in built_from:  # optimized/<target>.<precision>/model.onnx
-        optimized = optimized_file(built_from.split("/")[1].partition(".")[0])
-        files |= {OPTIMIZE: optimized, PRECISION: built_from}
+        target = built_from.split("/")[1].partition(".")[0]
+        files |= {OPTIMIZE: optimized_file(target), PRECISION: built_from}
+        optimized = manifest.step(step_name(target))
+        read |= optimized.inputs if optimized is not None else {}
     if engine.files[MODEL].endswith(".onnx"):
         files[FILE] = engine.files[MODEL]
     precision = manifest.step(f"precision:{built_from}")
