@@ -35,7 +35,7 @@ def report(artifact: Artifact | str | Path, output: str | Path | None = None) ->
     suffix = HTML if target is None else target.suffix
     if suffix not in (HTML, MARKDOWN):
         raise UsageError(
-            f"a report cannot be written as '{suffix}'",
+            "a report is HTML or Markdown, and this name says neither",
             where=str(target),
             fix="Give a file that ends in .html or .md",
         )
