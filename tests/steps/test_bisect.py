@@ -13,8 +13,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from click.testing import CliRunner
 
 import tfc
+from tfc.cli.verify import command
 from tfc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tfc.steps.bisect_report import Found
 from tfc.steps.verify_report import VerifyResult
@@ -169,6 +171,24 @@ def test_the_first_of_two_faults_is_named(tiny_artifact: Path) -> None:
     assert place.module == "bert.encoder.layer.0.output.LayerNorm"
     assert place.op_type == "LayerNormalization"
     assert place.changed.startswith("its epsilon was ")
+
+
+def test_what_is_printed(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_artifact.parent)
+    plant(Path("tiny"), f"engines/{ENGINE}/model.onnx", altered_weight)
+    done = CliRunner().invoke(command, ["tiny", "--bisect", "--no-relations"])
+    assert done.exit_code == 1, done.output
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    assert max(map(len, lines)) <= 80
+    text = " ".join(done.stdout.split())
+    assert "the engine's file, in the module bert.encoder.layer.1.output.dense (layer 1)" in text
+    assert "MatMul node_MatMul_128: the weight val_141 has other values" in text
+    assert f"cd tiny/reports/bisect/{ENGINE}" in lines
+    assert any(line.startswith("polygraphy run subgraph.onnx --onnxrt ") for line in lines)
+    again = CliRunner().invoke(command, ["tiny", "--bisect", "--no-relations", "--json"])
+    report = json.loads(again.stdout)["bisect"][ENGINE]
+    assert report["first"]["module"] == "bert.encoder.layer.1.output.dense"
+    assert report["reproducer"]["shown"] is True
 
 
 def test_a_pass_that_is_wrong_on_the_users_data_only(tiny_artifact: Path, tmp_path: Path) -> None:
