@@ -66,7 +66,7 @@ class Histogram:
         total.low, total.high = min(self.low, other.low), max(self.high, other.high)
         return total
 
-    def centres(self) -> npt.NDArray[np.float64]:
+    def centres(self) -> npt.NDArray[Any]:
         """The middle of each bin."""
         width = 2 * self.limit / BINS
         return -self.limit + width * (np.arange(BINS) + 0.5)

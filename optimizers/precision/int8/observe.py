@@ -91,7 +91,8 @@ def observe(
 def _probe(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """The graph that gives these values."""
     probe = model.clone()
-    values = {v.name: v for v in (*probe.graph.inputs, *(o for n in probe.graph for o in n.outputs))}
+    given = (v for node in probe.graph for v in node.outputs)
+    values = {v.name: v for v in (*probe.graph.inputs, *given)}
     probe.graph.outputs.clear()
     probe.graph.outputs.extend(values[name] for name in names)
     RemoveUnusedNodesPass()(probe)

@@ -33,10 +33,8 @@ _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT1
 
 def has_quantized(model: ir.Model) -> bool:
     """Whether some tool has put Q/DQ, or quantised operators, into the graph already."""
-    return any(
-        node.op_type in _QUANTIZED or "Integer" in node.op_type or node.op_type.startswith("QLinear")
-        for node in model.graph
-    )
+    kinds = {node.op_type for node in model.graph}
+    return any(k in _QUANTIZED or "Integer" in k or k.startswith("QLinear") for k in kinds)
 
 
 def quantize_dequantize(model: ir.Model, sites: Collection[Site], ranges: Ranges) -> None:
