@@ -100,6 +100,8 @@ def why_no_kernels(found: Availability, precision: str) -> str:
     """Why the backend cannot compute in `precision` here; empty where it can."""
     if precision in _NO_KERNELS.get((found.name, found.hardware), ()):
         return f"{found.name} has no {precision} kernels for the {found.hardware}"
+    if precision == "int8" and found.name == "onnxruntime" and found.hardware != "CPU":
+        return "onnxruntime has int8 kernels for the CPU only"
     return ""
 
 

@@ -52,7 +52,7 @@ def test_the_grid_and_the_report(tiny_artifact: Path) -> None:
 def test_rows_are_full_and_of_real_tokens(tiny_artifact: Path) -> None:
     artifact = tfc.Artifact.open(tiny_artifact)
     for length in (1, 2, 5, 128):
-        feed = steps._full_batch(artifact, 3, length)
+        feed = steps.full_batch(artifact, 3, length)
         assert feed["input_ids"].shape == (3, length)
         assert feed["attention_mask"].all()
     assert feed["input_ids"][0, 0] == 101

@@ -136,7 +136,7 @@ def _measured(
     cells = []
     for number, (batch, length) in enumerate(shapes):
         on_progress(f"{batch} × {length} tokens", number, len(shapes))
-        contestants = _contestants(runners, reference, _full_batch(artifact, batch, length))
+        contestants = _contestants(runners, reference, full_batch(artifact, batch, length))
         cells.append(
             measure(contestants, batch=batch, sequence=length, seconds=seconds, baseline=baseline)
         )
@@ -208,7 +208,7 @@ def _ranges(engine: Engine) -> tuple[tuple[int, int], tuple[int, int]]:
     return (batch[0], batch[-1]), (sequence[0], sequence[-1])
 
 
-def _full_batch(artifact: Artifact, batch: int, length: int) -> Feed:
+def full_batch(artifact: Artifact, batch: int, length: int) -> Feed:
     """Rows of real tokens, exactly `length` each, special tokens at both ends."""
     names = [spec.name for spec in artifact.manifest.signature.inputs]
     encoder = text_encoder_of(artifact)
