@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tfc.manifest import Step
-from tfc.steps.agreement import CORRELATION, COSINE
+from tfc.steps.int8_verdict import number_text
 from tfc.steps.precision_audit import percent
 from tfc.steps.task_metrics import points_text, value_text
 
@@ -28,19 +28,17 @@ def accuracy_text(result: dict[str, Any]) -> str:
     """`accuracy 93.50% in fp32, 93.50% in int8; same labels 99.80% (0.50 points may be lost)`."""
     found = result["accuracy"]
     metric, allowed = found["metric"], result["max_drop"]
-    agreement = f"{found['measure']} as fp32 {agreement_text(found)}"
+    asked, reached = (
+        number_text(found["measure"], value) for value in (1 - allowed, found["agreement"])
+    )
+    agreement = f"{found['measure']} as fp32: {reached}"
     if found["before"] is None:
-        return f"{agreement} (at least {_number(found['measure'], 1 - allowed)} asked)"
+        return f"{agreement} (at least {asked} asked)"
     before, after = (value_text(metric, found[key]) for key in ("before", "after"))
     return (
         f"{metric} {before} in fp32, {after} in int8 (at most {points_text(metric, allowed)} "
         f"may be lost); {agreement}"
     )
-
-
-def agreement_text(accuracy: dict[str, Any]) -> str:
-    """`99.80 %` of decisions, or `0.9973` of a cosine or a correlation."""
-    return _number(accuracy["measure"], accuracy["agreement"])
 
 
 def sites_text(result: dict[str, Any]) -> str:
@@ -91,7 +89,3 @@ def _forms(result: dict[str, Any]) -> str:
         f"form {result['form']}: times as fast as fp32 at {found['batch']} x "
         f"{found['sequence']} tokens: {each}"
     )
-
-
-def _number(measure: str, value: float) -> str:
-    return f"{value:.4f}" if measure in (COSINE, CORRELATION) else f"{value:.2%}"

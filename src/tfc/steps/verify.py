@@ -21,6 +21,8 @@ from tfc.runtime.parity import failures, parity_of, tolerance_of
 from tfc.steps.batches import Outputs
 from tfc.steps.cases import Cases, cases_of
 from tfc.steps.generation_cases import GenerationCases
+from tfc.steps.int8 import INT8
+from tfc.steps.int8_verdict import int8_agreement, int8_tolerance
 from tfc.steps.labelled import LabelColumns, Labelled, labelled_from_jsonl
 from tfc.steps.record import OnProgress, no_progress
 from tfc.steps.reference import reference_from_artifact
@@ -199,7 +201,8 @@ class _Yardstick:
         reason = _why_not_run(engine)
         if reason:
             return EngineVerdict(name, NOT_RUN, reason, None, None)
-        floor = self._floor(engine.precision)
+        int8 = engine.precision == INT8
+        floor = None if int8 else self._floor(engine.precision)
         try:
             runners = runners_from_engine(self.artifact, engine)
         except (BadArtifact, BackendUnavailable) as error:
@@ -208,13 +211,24 @@ class _Yardstick:
             got, metrics = self._run(name, runners)
         finally:
             close_all(runners)
-        tolerance = tolerance_of(self.expected, floor, engine.precision)
+        tolerance = (
+            int8_tolerance(self.artifact, engine)
+            if int8
+            else tolerance_of(self.expected, floor, engine.precision)
+        )
         parity = parity_of(self.expected, got, tolerance)
         reasons = failures(parity, tolerance)
+        agreement = None
+        if tolerance.agreement is not None:
+            task = self.artifact.manifest.task
+            agreement = int8_agreement(task, self.expected, got, tolerance.agreement)
+            reasons += [] if agreement.holds else [agreement.text()]
         if self.judge is not None and metrics is not None and self.max_drop is not None:
             reasons += self.judge.too_low(metrics, self.max_drop)
         verdict = FAILED if reasons else VERIFIED
-        return EngineVerdict(name, verdict, "; ".join(reasons), parity, tolerance, metrics)
+        return EngineVerdict(
+            name, verdict, "; ".join(reasons), parity, tolerance, metrics, agreement
+        )
 
     def _run(
         self, name: str, runners: dict[str, Runner]

@@ -14,6 +14,7 @@ from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.parity import Parity, Tolerance
 from tfc.steps.cases import Cases
 from tfc.steps.generation_cases import GenerationCases
+from tfc.steps.int8_verdict import Agreement
 from tfc.steps.record import versions_of
 from tfc.steps.task_metrics import EngineMetrics, Judge
 
@@ -26,7 +27,7 @@ class EngineVerdict:
     """What was found for one engine.
 
     `parity` and `tolerance` are None where it was not run, `metrics` also where the data has no
-    labels.
+    labels, `agreement` but for int8.
     """
 
     engine: str
@@ -35,6 +36,7 @@ class EngineVerdict:
     parity: Parity | None
     tolerance: Tolerance | None
     metrics: EngineMetrics | None = None
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ def verdicts_of(result: VerifyResult) -> dict[str, Verdict]:
     for found in result.verdicts:
         engine = artifact.manifest.engines[found.engine]
         outputs = {result.output: found.parity.as_json()} if found.parity else {}
+        if found.agreement is not None:
+            outputs[result.output]["agreement"] = found.agreement.value
         records[found.engine] = Verdict(
             verdict=found.verdict,
             reason=found.reason,
