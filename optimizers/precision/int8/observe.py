@@ -75,7 +75,7 @@ def observe(
         ValueError: an activation is not finite.
     """
     names = list(dict.fromkeys(site.activation for site in sites))
-    run = runner_of(_probe(model, names))
+    run = runner_of(values_model(model, names))
     most = _most_tokens(model, names)
     for feed in feeds[seen.batches :]:
         for part in _parts(feed, most):
@@ -88,7 +88,7 @@ def observe(
         after_batch(seen)
 
 
-def _probe(model: ir.Model, names: Sequence[str]) -> ir.Model:
+def values_model(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """The graph that gives these values."""
     probe = model.clone()
     given = (v for node in probe.graph for v in node.outputs)
@@ -134,6 +134,11 @@ def _add(seen: Observed, name: str, array: Array, mask: Array | None) -> None:
     if len(vectors):
         channels = np.maximum(channels, np.abs(vectors).max(axis=0))
     seen.channels[name] = channels
+
+
+def real_vectors(array: Array, feed: Feed) -> Array:
+    """Of an activation, the vectors that are not of padding, `[vectors, channels]`."""
+    return _real(array, feed.get(ATTENTION_MASK))[0]
 
 
 def _real(array: Array, mask: Array | None) -> tuple[Array, Array]:
