@@ -27,6 +27,7 @@ from tfc.files import link_or_copy
 from tfc.runtime.backends.base import Arrays, Availability, Built, Inputs, Profile, as_contiguous
 from tfc.runtime.backends.onnxruntime_provider import CPU, best_provider
 from tfc.runtime.cores import usable_cores
+from tfc.vnni import integer_products_saturate
 
 REBUILD = "Build the engine again with: tfc build-engine"
 UPGRADE = "Upgrade it with: pip install -U onnxruntime-gpu (onnxruntime on machines without a GPU)"
@@ -98,6 +99,8 @@ class OnnxRuntimeBackend:
         # Threads that wait without spinning: a session runs several batches at once, and spinning
         # takes the cores from the others (on two cores, 1.3 times the CPU time per batch).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if integer_products_saturate():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         options.log_severity_level = _ERROR
         with _loading(engine, ort):
             session = ort.InferenceSession(str(engine), options, providers=provider.names)

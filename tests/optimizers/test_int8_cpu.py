@@ -13,6 +13,7 @@ from tfc.optimizers.executor import outputs_of
 from tfc.optimizers.precision.int8.cpu_dynamic import cpu_dynamic
 from tfc.optimizers.precision.int8.cpu_products import symmetric_columns
 from tfc.optimizers.precision.int8.cpu_static import cpu_static, uint8_scale
+from tfc.optimizers.precision.int8.exact_products import use_exact_products
 from tfc.optimizers.precision.int8.ranges import Range
 from tfc.optimizers.precision.int8.sites import sites_of
 
@@ -248,6 +249,20 @@ def test_refusals(graphs, kind: str, convert: Callable[[ir.Model], None], text: 
         convert(model)
     assert text in str(refusal.value)
     assert graphs.ops(model) == before
+
+
+@pytest.mark.parametrize("kind", ["no bias", "bias"])
+def test_the_judge_computes_the_same_without_vnni(graphs, monkeypatch, kind: str) -> None:
+    model = layer(graphs, *LAYERS[kind])
+    cpu_dynamic(model, sites(model))
+    feed = graphs.feed(model)
+    expected = run(model, feed)
+    monkeypatch.setattr("tfc.optimizers.executor.integer_products_saturate", lambda: True)
+    assert np.array_equal(run(model, feed), expected)
+    exact = model.clone()
+    use_exact_products(exact)
+    assert exact.graph[1].inputs[1].const_value.dtype == ir.DataType.UINT8
+    assert model.graph[1].inputs[1].const_value.dtype == ir.DataType.INT8
 
 
 def test_a_weight_that_is_not_finite_is_refused(graphs) -> None:

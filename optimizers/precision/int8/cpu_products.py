@@ -17,8 +17,8 @@ and its result would have to be split.)
 
 The activation is uint8 and the weight int8, because VNNI multiplies those. An int8 activation has
 no kernel (a quarter of the speed of fp32), a uint8 weight takes twice as long. On x86 without VNNI
-the product of uint8 and int8 saturates; the session is told to convert the weights there
-(`tfc.runtime.backends.onnxruntime`).
+the product of uint8 and int8 saturates; sessions convert the weights there
+(`tfc.vnni`).
 """
 
 from __future__ import annotations
