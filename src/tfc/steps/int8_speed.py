@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tfc.artifact import Artifact
 from tfc.runtime.backends import backend
-from tfc.runtime.throughput import measure
-from tfc.steps.bench import full_batch
+from tfc.runtime.throughput import Call, Workload, measure
+from tfc.steps.bench_workloads import full_batch
 from tfc.steps.int8_forms import DYNAMIC, Form
 from tfc.steps.int8_prepare import Prepared
 from tfc.steps.profiles import profile_of
@@ -35,17 +34,19 @@ def faster_first(
 
     profile = profile_of(artifact, None, None)
     batch, length = profile.batch.opt, profile.sequence.opt
-    feed = full_batch(artifact, batch, length)
+    tokens = batch * length
+    feeds = (full_batch(artifact, batch, length),)
+    workload = Workload(f"{batch}×{length}", feeds, batch, tokens, tokens)
     engine = backend("onnxruntime")
-    runs: dict[str, Callable[[], object]] = {}
+    runs: dict[str, Call] = {}
     on_progress("measuring the forms", 0, 1)
     with tempfile.TemporaryDirectory() as folder:
         graphs = {_FP32: given.model, **{form.name: form.graph(given.sites) for form in forms}}
         for name, graph in graphs.items():
             path = Path(folder) / f"{name}.onnx"
             save_onnx(graph, path)
-            runs[name] = partial(engine.load(path).run, feed)
-        cell = measure(runs, batch=batch, sequence=length, seconds=_SECONDS, baseline=_FP32)
+            runs[name] = engine.load(path).run
+        cell = measure(runs, workload, seconds=_SECONDS, baseline=_FP32)
     on_progress("measuring the forms", 1, 1)
     ratios = {form.name: cell.ratios[form.name] for form in forms}
     handicap = {DYNAMIC: _CLEARLY}
