@@ -15,6 +15,7 @@ from tfc.manifest import Engine, Graph, Step
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.backends import choose_backend, why_no_kernels
 from tfc.runtime.backends.base import Availability, Backend, Built, Inputs, Profile
+from tfc.steps.calibration_rows import check_reads_text
 from tfc.steps.engine_audit import audit_engine, kernels_file
 from tfc.steps.int8 import convert_to_int8
 from tfc.steps.int8_notes import int8_notes
@@ -111,6 +112,7 @@ def build_engine(
             columns=columns,
             limit=calib_limit,
         )
+        check_reads_text(artifact)
     elif any(value is not None for value in given):
         raise UsageError(
             f"calibration is for int8, and the precision is {precision}",

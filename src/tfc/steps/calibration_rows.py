@@ -57,13 +57,11 @@ class CalibrationRows:
         return total.hexdigest()
 
 
-def calibration_rows(artifact: Artifact, source: RowSource) -> CalibrationRows:
-    """Read the rows.
+def check_reads_text(artifact: Artifact) -> None:
+    """Refuse what text cannot calibrate.
 
     Raises:
-        UsageError: the artifact reads no text, or generates; or there are no metrics for its task
-            and the rows are said to have labels.
-        BadData: the file or a row cannot be used.
+        UsageError: the artifact reads no text, or generates.
     """
     manifest = artifact.manifest
     if manifest.task.name not in TEXT_TASKS or DECODER in manifest.graphs:
@@ -73,11 +71,21 @@ def calibration_rows(artifact: Artifact, source: RowSource) -> CalibrationRows:
             where=str(artifact.path),
             fix="Build in half precision: --fp16 or --bf16",
         )
+
+
+def calibration_rows(artifact: Artifact, source: RowSource) -> CalibrationRows:
+    """Read the rows.
+
+    Raises:
+        UsageError: there are no metrics for the artifact's task, and the rows are said to have
+            labels.
+        BadData: the file or a row cannot be used.
+    """
     if source.label is not None:
         columns = LabelColumns(source.label, source.text, source.pair)
         labelled = labelled_from_jsonl(artifact, source.path, columns, source.limit)
         return CalibrationRows(labelled.cases, labelled)
-    own = TEXT_TASKS[manifest.task.name].columns
+    own = TEXT_TASKS[artifact.manifest.task.name].columns
     text, pair = source.text or own.text, source.pair or own.pair
     texts = texts_from_jsonl(source.path, text, source.limit, pair)
     cases = Cases(

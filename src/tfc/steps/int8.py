@@ -65,7 +65,7 @@ def convert_to_int8(
     A graph that another tool has quantised already is left as it is.
 
     Raises:
-        UsageError: the artifact cannot be calibrated with text, or the target has no such form.
+        UsageError: the target has no such form.
         BadData: the data cannot be used.
         ContractNotReached: there is no product to quantise, or the budget does not hold.
     """
