@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tfc.artifact import Artifact
 from tfc.errors import ContractNotReached
-from tfc.manifest import Step
+from tfc.manifest import Engine, Step
+from tfc.runtime.backends import backend as backend_of
 from tfc.steps.calibration import channels_of, observed
 from tfc.steps.calibration_rows import CalibrationRows
 from tfc.steps.int8_forms import forms_of
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tfc.optimizers.precision.int8.sites import Site
 
 SMOOTHED = ".smoothed"
+_CPU_TARGET = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,18 @@ def int8_step(artifact: Artifact, target: str, graph: str) -> Step:
     step = artifact.manifest.step(f"precision:{optimized_file(target, graph, INT8)}")
     assert step is not None
     return step
+
+
+def target_of(engine: Engine) -> str:
+    """What an int8 engine's graph was optimized for; ONNX Runtime has int8 for the CPU only."""
+    return _CPU_TARGET if engine.backend == _CPU_TARGET else backend_of(engine.backend).target
+
+
+def int8_steps(artifact: Artifact, engine: Engine) -> list[Step | None]:
+    """The records of an engine's conversions; None for a graph that came with Q/DQ."""
+    target = target_of(engine)
+    names = (f"precision:{optimized_file(target, graph, INT8)}" for graph in engine.files)
+    return [artifact.manifest.step(name) for name in names]
 
 
 def _sites(model: ir.Model) -> tuple[list[Site], list[Site]]:

@@ -147,7 +147,8 @@ def refusal(form: str, best: Accuracy, max_drop: float) -> ContractNotReached:
     what = best.metric or best.measure
     return ContractNotReached(
         f"int8 ({form}) does not keep the accuracy, however few products it is used for: {what} "
-        f"drops by {best.drop:.2%} at best, and {max_drop:.2%} is allowed",
+        f"drops by {best.drop:.2%} at best ({best.measure} as fp32: {best.agreement:.2%}), and "
+        f"{max_drop:.2%} is allowed",
         fix="Build in half precision (--fp16, --bf16), or allow more with --max-drop",
     )
 

@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.manifest import MODEL, Engine, Task
-from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.parity import NOISE_FACTOR, Tolerance, tolerance_of
 from tfc.steps.agreement import (
     CORRELATION,
@@ -32,10 +31,9 @@ from tfc.steps.agreement import (
     too_many_differ,
 )
 from tfc.steps.int8_options import INT8
-from tfc.steps.int8_prepare import int8_step, rebuilt
+from tfc.steps.int8_prepare import int8_step, rebuilt, target_of
 
 Array = npt.NDArray[Any]
-_CPU_TARGET = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -84,24 +82,19 @@ def floor_runner(artifact: Artifact, engine: Engine) -> FloorRunner:
     """
     from tfc.optimizers.executor import runner_of
 
-    return FloorRunner(runner_of(rebuilt(artifact, _target(engine), MODEL)))
+    return FloorRunner(runner_of(rebuilt(artifact, target_of(engine), MODEL)))
 
 
 def int8_tolerance(
     artifact: Artifact, engine: Engine, expected: Sequence[Array], floor: Sequence[Array]
 ) -> Tolerance:
     """For an engine, from PyTorch's values and the floor's on the same rows."""
-    found = int8_step(artifact, _target(engine), MODEL).result
+    found = int8_step(artifact, target_of(engine), MODEL).result
     agreement = min(1 - found["max_drop"], found["accuracy"]["agreement"])
     source = f"{NOISE_FACTOR:g} × the error of the fp32 graph with the same products in int8"
     return dataclasses.replace(
         tolerance_of(expected, floor, INT8), source=source, agreement=agreement
     )
-
-
-def _target(engine: Engine) -> str:
-    """What its graph was optimized for; ONNX Runtime has int8 for the CPU only."""
-    return _CPU_TARGET if engine.backend == _CPU_TARGET else backend_of(engine.backend).target
 
 
 def int8_agreement(
