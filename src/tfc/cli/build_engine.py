@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--calib-method",
-    type=click.Choice(["min-max", "percentile", "entropy", "mse"]),
-    help="How ranges are found in them.  [default: percentile]",
+    type=click.Choice(["auto", "min-max", "percentile", "entropy", "mse"]),
+    help="How ranges are found in them; auto compares.  [default: auto]",
 )
 @click.option(
     "--calib-limit",

@@ -15,9 +15,11 @@ from tfc.manifest import Engine, Graph, Step
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.backends import choose_backend, why_no_kernels
 from tfc.runtime.backends.base import Availability, Backend, Built, Inputs, Profile
+from tfc.steps.calibration_rows import check_reads_text
 from tfc.steps.engine_audit import audit_engine, kernels_file
-from tfc.steps.int8 import INT8, convert_to_int8, int8_options
+from tfc.steps.int8 import convert_to_int8
 from tfc.steps.int8_notes import int8_notes
+from tfc.steps.int8_options import INT8, int8_options
 from tfc.steps.optimize import optimize
 from tfc.steps.precision import convert
 from tfc.steps.precision_notes import pin_notes
@@ -75,8 +77,8 @@ def build_engine(
         batch: smallest, best and largest batch size.
         sequence: smallest, best and largest length in tokens.
         calib: for int8, a JSONL file with a text per row like those that the model will read.
-        calib_method: how ranges are found there: `min-max`, `percentile` (if None), `entropy` or
-            `mse`.
+        calib_method: how ranges are found there: `min-max`, `percentile`, `entropy`, `mse`, or
+            `auto` (if None) for the one that changes the output least.
         calib_limit: read the first so many rows; 512 if None.
         max_drop: how far int8 may be below fp32 on these rows, in the task's main metric where
             they have labels, or else in agreement: 0.005, if None, is half a point.
@@ -110,6 +112,7 @@ def build_engine(
             columns=columns,
             limit=calib_limit,
         )
+        check_reads_text(artifact)
     elif any(value is not None for value in given):
         raise UsageError(
             f"calibration is for int8, and the precision is {precision}",

@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import time
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfc.artifact import Artifact
-from tfc.errors import BadData, ContractNotReached
+from tfc.errors import BadArtifact, ContractNotReached
 from tfc.manifest import MODEL
 from tfc.steps.calibration_rows import CalibrationRows
 from tfc.steps.record import OnProgress
@@ -48,9 +49,20 @@ class Movement:
     enough: int
 
 
-def calibration_file(target: str, graph: str = MODEL) -> str:
+def calibration_file(target: str, graph: str = MODEL, variant: str = "") -> str:
     """The name of the file with what was seen of an optimized graph's activations."""
-    return f"calibration/{target}/{graph}.npz"
+    return f"calibration/{target}/{graph}{variant}.npz"
+
+
+def channels_of(artifact: Artifact, target: str, graph: str) -> dict[str, Any]:
+    """The largest magnitude of each channel of the activations, as they were before smoothing.
+
+    Raises:
+        BadArtifact: the file is missing or damaged.
+    """
+    seen = _read(artifact, calibration_file(target, graph), None)
+    assert seen is not None
+    return seen.channels
 
 
 def observed(
@@ -61,8 +73,22 @@ def observed(
     sites: Collection[Site],
     rows: CalibrationRows,
     on_progress: OnProgress,
+    *,
+    variant: str = "",
+    alphas: Mapping[str, float] = MappingProxyType({}),
 ) -> Observed:
     """What the sites read on these rows: from the file, or by running the fp32 graph.
+
+    Args:
+        artifact: keeps the file.
+        target: what the graph was optimized for.
+        graph: its name.
+        model: the graph, or one made of it.
+        sites: whose activations are looked at.
+        rows: the data.
+        on_progress: called with what is under way.
+        variant: what tells the file of a graph that was made of it.
+        alphas: how that was made.
 
     Raises:
         ContractNotReached: an activation of the graph is not finite.
@@ -70,12 +96,13 @@ def observed(
     from tfc.optimizers.precision.int8.observe import Observed, observe
     from tfc.steps.optimize import optimized_file
 
-    name = calibration_file(target, graph)
+    name = calibration_file(target, graph, variant)
     names = list(dict.fromkeys(site.activation for site in sites))
     key = {
         "format": _FORMAT,
         "graph": artifact.sha256(optimized_file(target, graph)),
         "rows": rows.sha256(),
+        "alphas": dict(alphas),
         "activations": names,
     }
     seen = _load(artifact, name, key) or Observed()
@@ -134,19 +161,22 @@ def _save(artifact: Artifact, name: str, key: dict[str, Any], seen: Observed) ->
 
 def _load(artifact: Artifact, name: str, key: dict[str, Any]) -> Observed | None:
     """What an earlier run saw; None if it was of another graph, other rows or another tfc."""
+    return _read(artifact, name, key) if name in artifact.manifest.files else None
+
+
+def _read(artifact: Artifact, name: str, key: dict[str, Any] | None) -> Observed | None:
+    """What the file holds; None if that is not of this key, where one is given."""
     from tfc.optimizers.precision.int8.histogram import Histogram
     from tfc.optimizers.precision.int8.observe import Observed
 
-    if name not in artifact.manifest.files:
-        return None
     path = artifact.file(name)
     try:
         with np.load(path, allow_pickle=False) as archive:
             facts = json.loads(str(archive["facts"]))
-            if facts["key"] != key:
+            if key is not None and facts["key"] != key:
                 return None
             seen = Observed(batches=facts["batches"], rows=facts["rows"], tokens=facts["tokens"])
-            for number, activation in enumerate(key["activations"]):
+            for number, activation in enumerate(facts["key"]["activations"]):
                 seen.channels[activation] = archive[f"{number}/channels"]
                 even, odd = (
                     Histogram(archive[f"{number}/{half}"], *facts["limits"][number][half])
@@ -154,7 +184,7 @@ def _load(artifact: Artifact, name: str, key: dict[str, Any]) -> Observed | None
                 )
                 seen.halves[activation] = (even, odd)
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
-        raise BadData(
+        raise BadArtifact(
             f"the file does not hold a calibration ({error})",
             where=str(path),
             fix="Delete the artifact's calibration folder, and build again",

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from tfc.artifact import Artifact
-from tfc.errors import BadData, UsageError
+from tfc.errors import UsageError
 from tfc.files import sha256_of_file
 from tfc.manifest import DECODER
-from tfc.runtime.formats.jsonl import rows_of_lines
-from tfc.runtime.formats.streams import LineReader, open_bytes
-from tfc.runtime.jobs.shards import empty_input
+from tfc.runtime.jobs import texts_from_jsonl
 from tfc.runtime.padding import Feed
-from tfc.runtime.rows import Columns
 from tfc.runtime.tasks import TEXT_TASKS
-from tfc.runtime.tokenization import Text
 from tfc.steps.cases import Cases, output_axes, text_feeds
 from tfc.steps.labelled import LabelColumns, Labelled, labelled_from_jsonl
 
@@ -63,13 +57,11 @@ class CalibrationRows:
         return total.hexdigest()
 
 
-def calibration_rows(artifact: Artifact, source: RowSource) -> CalibrationRows:
-    """Read the rows.
+def check_reads_text(artifact: Artifact) -> None:
+    """Refuse what text cannot calibrate.
 
     Raises:
-        UsageError: the artifact reads no text, or generates; or there are no metrics for its task
-            and the rows are said to have labels.
-        BadData: the file or a row cannot be used.
+        UsageError: the artifact reads no text, or generates.
     """
     manifest = artifact.manifest
     if manifest.task.name not in TEXT_TASKS or DECODER in manifest.graphs:
@@ -79,15 +71,23 @@ def calibration_rows(artifact: Artifact, source: RowSource) -> CalibrationRows:
             where=str(artifact.path),
             fix="Build in half precision: --fp16 or --bf16",
         )
+
+
+def calibration_rows(artifact: Artifact, source: RowSource) -> CalibrationRows:
+    """Read the rows.
+
+    Raises:
+        UsageError: there are no metrics for the artifact's task, and the rows are said to have
+            labels.
+        BadData: the file or a row cannot be used.
+    """
     if source.label is not None:
         columns = LabelColumns(source.label, source.text, source.pair)
         labelled = labelled_from_jsonl(artifact, source.path, columns, source.limit)
         return CalibrationRows(labelled.cases, labelled)
-    own = TEXT_TASKS[manifest.task.name].columns
-    columns_read = Columns(source.text or own.text, source.pair or own.pair)
-    texts = list(islice(_texts(source.path, columns_read), source.limit))
-    if not texts:
-        raise empty_input(str(source.path))
+    own = TEXT_TASKS[artifact.manifest.task.name].columns
+    text, pair = source.text or own.text, source.pair or own.pair
+    texts = texts_from_jsonl(source.path, text, source.limit, pair)
     cases = Cases(
         text_feeds(artifact, texts),
         output_axes(artifact),
@@ -97,15 +97,3 @@ def calibration_rows(artifact: Artifact, source: RowSource) -> CalibrationRows:
         sha256_of_file(source.path),
     )
     return CalibrationRows(cases, None)
-
-
-def _texts(path: Path, columns: Columns) -> Iterator[Text]:
-    with open_bytes(path, None) as source:
-        for row in rows_of_lines(LineReader(source, str(path)), columns):
-            if isinstance(row.item, BadData):
-                raise BadData(
-                    row.item.what,
-                    where=f"{path}, line {row.line}",
-                    fix="Mend the row, or name other fields: --text-column, --pair-column",
-                )
-            yield row.item  # type: ignore[misc]  # a text or a pair where it is not BadData

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # What one site costs is measured on so many tokens, padding included: the errors of sites differ
 # by factors of ten, and more tokens change little in their order.
-_TOKENS = 2048
+_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,10 @@ class Bench:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a form quantises, what it leaves, each site's own error, and what all of it keeps."""
+    """What a form quantises, what it leaves, each site's own error, and what all of it keeps.
+
+    `errors` is empty where the budget held with all sites: nothing was to be left.
+    """
 
     form: Form
     quantized: tuple[Site, ...]
@@ -84,7 +87,7 @@ def errors_of(form: Form, model: ir.Model, sites: Sequence[Site], bench: Bench) 
     """
     from tfc.optimizers.executor import runner_of
 
-    rows = _some(bench.rows)
+    rows = some_rows(bench.rows)
     quiet = _nobody
     exact = answers_of(runner_of(model), rows, quiet)
     found = {}
@@ -117,13 +120,19 @@ def chosen_sites(
     """
     from tfc.optimizers.precision.int8.search import order_of, search
 
+    everything = bench.accuracy(form.graph(sites), f"{form.name}: all sites")
+    if everything.holds(bench.max_drop):
+        return Chosen(form, tuple(sites), (), {}, everything, 1)
     errors = errors_of(form, model, sites, bench)
-    tried: dict[frozenset[str], Accuracy] = {}
+    tried = {frozenset(site.node for site in sites): everything}
 
     def holds(quantized: Sequence[Site]) -> bool:
+        names = frozenset(site.node for site in quantized)
+        if names in tried:
+            return tried[names].holds(bench.max_drop)
         left = len(sites) - len(quantized)
         found = bench.accuracy(form.graph(quantized), f"{form.name}: all sites but {left}")
-        tried[frozenset(site.node for site in quantized)] = found
+        tried[names] = found
         return found.holds(bench.max_drop)
 
     found = search(sites, order_of(sites, errors, flops), flops, holds)
@@ -138,12 +147,15 @@ def refusal(form: str, best: Accuracy, max_drop: float) -> ContractNotReached:
     what = best.metric or best.measure
     return ContractNotReached(
         f"int8 ({form}) does not keep the accuracy, however few products it is used for: {what} "
-        f"drops by {best.drop:.2%} at best, and {max_drop:.2%} is allowed",
+        f"drops by {best.drop:.2%} at best ({best.measure} as fp32: {best.agreement:.2%}), and "
+        f"{max_drop:.2%} is allowed",
         fix="Build in half precision (--fp16, --bf16), or allow more with --max-drop",
     )
 
 
-def settled(chosen: Chosen, form: Form, flops: dict[str, int], bench: Bench) -> Chosen:
+def settled(
+    before: Chosen, form: Form, model: ir.Model, flops: dict[str, int], bench: Bench
+) -> Chosen:
     """The same for another base graph: more sites are left out until the budget holds there too.
 
     The search runs in fp32 beside int8; what is built may round the rest to half.
@@ -153,24 +165,22 @@ def settled(chosen: Chosen, form: Form, flops: dict[str, int], bench: Bench) -> 
     """
     from tfc.optimizers.precision.int8.search import order_of
 
-    rest = order_of(chosen.quantized, chosen.errors, flops)
-    trials = chosen.trials
-    for count in range(len(rest)):
-        names = {site.node for site in rest[count:]}
-        quantized = tuple(site for site in chosen.quantized if site.node in names)
+    chosen = before
+    accuracy = bench.accuracy(form.graph(chosen.quantized), "the graph that is built")
+    chosen = dataclasses.replace(chosen, form=form, accuracy=accuracy, trials=chosen.trials + 1)
+    if accuracy.holds(bench.max_drop):
+        return chosen
+    errors = chosen.errors or errors_of(before.form, model, before.quantized, bench)
+    for site in order_of(chosen.quantized, errors, flops)[:-1]:
+        quantized = tuple(other for other in chosen.quantized if other is not site)
         accuracy = bench.accuracy(form.graph(quantized), "the graph that is built")
-        trials += 1
+        chosen = Chosen(form, quantized, (*chosen.left, site), errors, accuracy, chosen.trials + 1)
         if accuracy.holds(bench.max_drop):
-            break
-    else:
-        raise refusal(form.name, accuracy, bench.max_drop)
-    left = (*chosen.left, *rest[:count])
-    return dataclasses.replace(
-        chosen, form=form, quantized=quantized, left=left, accuracy=accuracy, trials=trials
-    )
+            return chosen
+    raise refusal(form.name, accuracy, bench.max_drop)
 
 
-def _some(rows: CalibrationRows) -> CalibrationRows:
+def some_rows(rows: CalibrationRows) -> CalibrationRows:
     """Batches of every length with so many tokens together; the labels are not needed."""
     feeds = rows.feeds
     mean = np.mean([_tokens(feed) for feed in feeds])

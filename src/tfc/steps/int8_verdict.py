@@ -1,17 +1,19 @@
 """How far an int8 engine may be from PyTorch in fp32, and whether it is further.
 
-There is no noise floor for int8: PyTorch does not run the same integers. Two things are asked:
+Two things are asked:
 
 1. **What the model says**: the agreement with fp32 (`tfc.steps.agreement`) that its build was
    allowed, or reached if that was less. Of few rows, as many may differ as chance explains.
-2. **The numbers**: a root mean square difference of at most 3 times that of the int8 graph on the
-   rows of its calibration. Another engine of the same graph rounds the same integers; a wrong
-   scale, bias or mask is further off than that.
+2. **The numbers**: a difference of at most 3 times that of the floor. PyTorch does not run the same
+   integers, so the floor is the optimized fp32 graph with the recorded products quantised anew, on
+   the same rows: neither the engine nor the file that it was built from. An engine with a wrong
+   scale, bias or mask is further off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +21,7 @@ import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.manifest import MODEL, Engine, Task
-from tfc.runtime.backends import backend as backend_of
-from tfc.runtime.parity import NOISE_FACTOR, PEAK_TO_RMS, Tolerance
+from tfc.runtime.parity import NOISE_FACTOR, Tolerance, tolerance_of
 from tfc.steps.agreement import (
     CORRELATION,
     COSINE,
@@ -29,11 +30,24 @@ from tfc.steps.agreement import (
     measure_of,
     too_many_differ,
 )
-from tfc.steps.int8 import INT8
-from tfc.steps.optimize import optimized_file
+from tfc.steps.int8_options import INT8
+from tfc.steps.int8_prepare import int8_step, rebuilt, target_of
 
 Array = npt.NDArray[Any]
-_CPU_TARGET = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class FloorRunner:
+    """The floor as an engine. See `Runner`."""
+
+    call: Callable[[Any], dict[str, Array]]
+
+    def run(self, inputs: Any) -> dict[str, Array]:
+        """The outputs of one batch."""
+        return self.call(inputs)
+
+    def close(self) -> None:
+        """Give nothing back: memory is all that it holds."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +74,27 @@ class Agreement:
         return f"{self.measure} {value}{of}, at least {allowed} asked"
 
 
-def int8_tolerance(artifact: Artifact, engine: Engine) -> Tolerance:
-    """From what the build measured on the rows of the calibration."""
-    target = _CPU_TARGET if engine.backend == _CPU_TARGET else backend_of(engine.backend).target
-    step = artifact.manifest.step(f"precision:{optimized_file(target, MODEL, INT8)}")
-    assert step is not None
-    found = step.result["accuracy"]
-    rms = NOISE_FACTOR * found["rms"]
-    peak = max(NOISE_FACTOR * found["max_abs"], PEAK_TO_RMS * rms)
-    agreement = min(1 - step.result["max_drop"], found["agreement"])
-    source = f"{NOISE_FACTOR:g} × the int8 graph's own error at its calibration"
-    return Tolerance(rms, peak, source, agreement)
+def floor_runner(artifact: Artifact, engine: Engine) -> FloorRunner:
+    """Runs the floor.
+
+    Raises:
+        BadArtifact: what the build recorded of it is not in the artifact any more.
+    """
+    from tfc.optimizers.executor import runner_of
+
+    return FloorRunner(runner_of(rebuilt(artifact, target_of(engine), MODEL)))
+
+
+def int8_tolerance(
+    artifact: Artifact, engine: Engine, expected: Sequence[Array], floor: Sequence[Array]
+) -> Tolerance:
+    """For an engine, from PyTorch's values and the floor's on the same rows."""
+    found = int8_step(artifact, target_of(engine), MODEL).result
+    agreement = min(1 - found["max_drop"], found["accuracy"]["agreement"])
+    source = f"{NOISE_FACTOR:g} × the error of the fp32 graph with the same products in int8"
+    return dataclasses.replace(
+        tolerance_of(expected, floor, INT8), source=source, agreement=agreement
+    )
 
 
 def int8_agreement(

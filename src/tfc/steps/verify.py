@@ -21,8 +21,8 @@ from tfc.runtime.parity import failures, parity_of, tolerance_of
 from tfc.steps.batches import Outputs
 from tfc.steps.cases import Cases, cases_of
 from tfc.steps.generation_cases import GenerationCases
-from tfc.steps.int8 import INT8
-from tfc.steps.int8_verdict import int8_agreement, int8_tolerance
+from tfc.steps.int8_options import INT8
+from tfc.steps.int8_verdict import floor_runner, int8_agreement, int8_tolerance
 from tfc.steps.labelled import LabelColumns, Labelled, labelled_from_jsonl
 from tfc.steps.record import OnProgress, no_progress
 from tfc.steps.reference import reference_from_artifact
@@ -202,7 +202,7 @@ class _Yardstick:
         if reason:
             return EngineVerdict(name, NOT_RUN, reason, None, None)
         int8 = engine.precision == INT8
-        floor = None if int8 else self._floor(engine.precision)
+        floor = self._floor_of_int8(engine) if int8 else self._floor(engine.precision)
         try:
             runners = runners_from_engine(self.artifact, engine)
         except (BadArtifact, BackendUnavailable) as error:
@@ -211,11 +211,10 @@ class _Yardstick:
             got, metrics = self._run(name, runners)
         finally:
             close_all(runners)
-        tolerance = (
-            int8_tolerance(self.artifact, engine)
-            if int8
-            else tolerance_of(self.expected, floor, engine.precision)
-        )
+        if int8 and floor is not None:
+            tolerance = int8_tolerance(self.artifact, engine, self.expected, floor)
+        else:
+            tolerance = tolerance_of(self.expected, floor, engine.precision)
         parity = parity_of(self.expected, got, tolerance)
         reasons = failures(parity, tolerance)
         agreement = None
@@ -239,6 +238,11 @@ class _Yardstick:
         tap = _Tap(runners[MODEL].run)
         got = self.cases.of_engine({MODEL: tap}, on_batch)
         return got, self.judge.engine_metrics(tap.outputs)
+
+    def _floor_of_int8(self, engine: Engine) -> list[npt.NDArray[Any]]:
+        """The values of the fp32 graph with the engine's products in int8."""
+        runner = floor_runner(self.artifact, engine)
+        return self.cases.of_engine({MODEL: runner}, partial(self.on_progress, "int8 floor"))
 
     def _floor(self, precision: str) -> list[npt.NDArray[Any]] | None:
         """PyTorch's values in the engine's own precision; None for fp32."""
