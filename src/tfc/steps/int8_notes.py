@@ -69,7 +69,7 @@ def calibration_text(result: dict[str, Any]) -> str:
         f"{moved['most']:.1%} at most"
     )
     if moved["enough"]:
-        text += f": too few rows, some {moved['enough']} would do"
+        text += f": too few rows, give some {moved['enough']}"
     return text
 
 

@@ -17,7 +17,7 @@ from tfc.steps.profiles import profile_of
 from tfc.steps.record import OnProgress
 
 _FP32 = "fp32"
-_SECONDS = 2.5  # for each graph, in five blocks
+_SECONDS = 1.5  # for each graph, in five blocks
 # `dynamic` has to be faster by this factor: less is within what the machine drifts, and with fixed
 # ranges what is said of a text does not depend on the texts beside it in the batch.
 _CLEARLY = 1.1

@@ -105,7 +105,7 @@ def _weights(
 
 
 def _arithmetic(
-    model: ir.Model, half: HalfType, feeds: list[Feed], axes: Axes
+    model: ir.Model, half: HalfType, feeds: list[Feed], axes: Axes, at_least: float = 0.0
 ) -> tuple[ir.Model, dict[str, Any]]:
     """The graph computing in half, and what the manifest records of it."""
     from tfc.optimizers.precision.ranges import overflowing
@@ -115,7 +115,8 @@ def _arithmetic(
     too_large: dict[str, str] = {}
     if not half.wide:
         too_large = overflowing(model, feeds) | overflowing_scores(model, feeds)
-    found = repaired_half(model, half, feeds, too_large, partial(_meaningful, axes, feeds))
+    select = partial(_meaningful, axes, feeds)
+    found = repaired_half(model, half, feeds, too_large, select, at_least=at_least)
     return found.model, {
         "arithmetic": half.name,
         "half": found.report.half,
@@ -129,9 +130,11 @@ def _arithmetic(
 
 
 def checked_half(
-    artifact: Artifact, model: ir.Model, graph: str, precision: str
+    artifact: Artifact, model: ir.Model, graph: str, precision: str, at_least: float
 ) -> tuple[ir.Model, dict[str, Any]]:
     """A graph made of one of the artifact's computing in half, and what was found about it.
+
+    An error of `at_least` (root mean square) is allowed whatever the noise floor is.
 
     Raises:
         ContractNotReached: it is further from the given one than its gate allows.
@@ -140,7 +143,7 @@ def checked_half(
 
     axes = {s.name: s.shape for s in artifact.manifest.graphs[graph].signature.outputs}
     feeds = probe_feeds(artifact, graph, exact=False)
-    converted, result = _arithmetic(model, HALF_TYPES[precision], feeds, axes)
+    converted, result = _arithmetic(model, HALF_TYPES[precision], feeds, axes, at_least)
     fix = f"What is not in int8 runs in {precision}: build in fp32 or --bf16 instead"
     _refuse_unless_held(artifact, precision, result, fix)
     return converted, result
