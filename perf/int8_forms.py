@@ -24,8 +24,7 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from tfc.optimizers.precision.int8.sites import sites_of
 from tfc.optimizers.stages import CLEAN, LOWER, RAISE, RECOGNISE
 from tfc.runtime.backends import backend
 from tfc.runtime.cores import busy_share, usable_cores
-from tfc.runtime.throughput import measure
+from tfc.runtime.throughput import Call, Workload, measure
 from tfc.steps.record import versions_of
 
 SHAPES = {"MiniLM": ((1, 16), (8, 64), (32, 128)), "BERT-base, 2 layers": ((32, 128),)}
@@ -166,16 +165,16 @@ def feed_of(batch: int, length: int) -> Feed:
     }
 
 
-def cpu_times(calls: dict[str, Callable[[], object]], batch: int, length: int) -> dict[str, Any]:
+def cpu_times(calls: Mapping[str, Call], workload: Workload) -> dict[str, Any]:
     """The least CPU time of this thread for one batch, of calls that take turns; in seconds."""
     least = dict.fromkeys(calls, float("inf"))
     for _ in range(ROUNDS):
         for name, run in calls.items():
             begun = time.thread_time()
-            run()
+            run(workload.feeds[0])
             least[name] = min(least[name], time.thread_time() - begun)
     ratios = {name: least[OURS] / taken for name, taken in least.items()}
-    return {"batch": batch, "sequence": length, "cpu_seconds": least, "ratios": ratios}
+    return {**workload.as_json(), "cpu_seconds": least, "ratios": ratios}
 
 
 def report_on(name: str, checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -192,14 +191,14 @@ def report_on(name: str, checkpoint: Path, options: argparse.Namespace) -> dict[
         found: dict[str, Any] = {"cells": []}
         for batch, length in SHAPES[name]:
             feed = feed_of(batch, length)
-            calls: dict[str, Callable[[], object]] = {
-                form: partial(runner.run, feed) for form, runner in runners.items()
-            }
+            tokens = batch * length
+            workload = Workload(f"{batch}×{length}", (feed,), batch, tokens, tokens)
+            calls: dict[str, Call] = {form: runner.run for form, runner in runners.items()}
             if options.cpu_time:
-                cell = cpu_times(calls, batch, length)
+                cell = cpu_times(calls, workload)
             else:
-                shape = {"batch": batch, "sequence": length, "seconds": options.seconds}
-                cell = measure(calls, **shape, baseline=OURS).as_json()
+                seconds = options.seconds
+                cell = measure(calls, workload, seconds=seconds, baseline=OURS).as_json()
             ratios = "  ".join(f"{form} {ratio:.2f}" for form, ratio in cell["ratios"].items())
             print(f"{name} {batch}×{length}: {ratios}", flush=True)
             found["cells"].append(cell)
