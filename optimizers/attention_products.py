@@ -51,6 +51,11 @@ class AttentionProducts:
         return (*self.scores.inputs, self.output.inputs[1])
 
     @property
+    def inside(self) -> frozenset[str]:
+        """The names of the values between its nodes."""
+        return frozenset(str(v.name) for node in self.nodes[:-1] for v in node.outputs)
+
+    @property
     def mask(self) -> ir.Value | None:
         """What is added to the scores, or tells where they are kept."""
         if self.masking is None:

@@ -16,8 +16,8 @@ After (8 kernels; the attention is one fused kernel in both)::
 The kernel that moves the result out of the heads goes, and so do most of the kernels that prepare
 the mask: the fused kernel reads the booleans as they are. Grouped keys and values are repeated by
 `Unsqueeze`, `Expand` and `Reshape`, which TensorRT takes back into the fused kernel; with `Gather`
-it writes them out, and with a product of five axes it does not fuse. What is measured:
-`perf/layer_forms.py`, `perf/results/layer_forms.json`. ONNX Runtime runs the products with any mask.
+it writes them out, and with a product of five axes it does not fuse. The measurements:
+`perf/layer_forms.py`, `perf/results/layer_forms.json`. ONNX Runtime runs products with any mask.
 
 Fires when
 1. queries, keys and values are `[batch, heads, sequence, head_dim]` and nothing but the result is
@@ -66,6 +66,10 @@ _GROUP_AXIS = 2
 _LOW = 0.5
 # A mask's numbers below this share of the lowest one may meet the lowest one as a sum.
 _NEAR_LOWEST = 0.5
+# What is computed here holds none of the numbers that masks are made with.
+_NO_MASK_PASSES = frozenset(
+    {"MatMul", "Gemm", "Attention", "Softmax", "LayerNormalization", "RMSNormalization", "Shape"}
+)
 _OPTIONS = ("softcap", "q_num_heads", "qk_matmul_output_mode")
 
 
@@ -206,9 +210,7 @@ def _not_plain(node: ir.Node) -> str:
     return f"it has {used[0]}" if used else ""
 
 
-def _unknown_heads(
-    query: tuple[int | str, ...] | None, key: tuple[int | str, ...] | None
-) -> str:
+def _unknown_heads(query: tuple[int | str, ...] | None, key: tuple[int | str, ...] | None) -> str:
     """The rest of condition 1, and condition 2."""
     if query is None or key is None:
         return "the shapes of its queries and keys are not known"
@@ -250,7 +252,10 @@ def _may_reach_lowest(mask: ir.Value) -> bool:
 
 
 def _made_with(mask: ir.Value) -> list[float]:
-    """The numbers among what the mask is computed from; of what a `Max` bounds, the bound only."""
+    """The numbers among what the mask is computed from; -inf for an input of the graph.
+
+    Of what a `Max` bounds it is the bound only, and of activations nothing.
+    """
     numbers: list[float] = []
     seen: set[ir.Value] = set()
     todo: list[ir.Value | None] = [mask]
@@ -262,7 +267,9 @@ def _made_with(mask: ir.Value) -> list[float]:
         number, node = scalar(value), value.producer()
         if number is not None:
             numbers.append(number)
-        elif node is not None:
+        elif node is not None and node.op_type not in _NO_MASK_PASSES:
             bounds = [v for v in node.inputs if scalar(v) is not None] if is_op(node, "Max") else []
             todo += bounds or node.inputs
+        elif value.is_graph_input() and value.dtype == mask.dtype:
+            numbers.append(-np.inf)
     return numbers
