@@ -24,16 +24,15 @@ Fires when
    used. A cache among the operands, and a causal flag, stay with `Attention`, whose kernel then
    need not look at every key;
 2. the queries' heads are a multiple of the keys';
-3. no row is masked throughout by the lowest number, which ONNX Runtime takes for -inf. Numbers
-   for which that may be are those of a mask with a row for each query;
-4. the softmax is not asked for in a wider type where a guard is needed: TensorRT does not fuse
+3. the softmax is not asked for in a wider type where a guard is needed: TensorRT does not fuse
    that form.
 
 A row without any key to see becomes 0, as in ONNX Runtime's `Attention`: `low` is -inf, the softmax
 gives NaN and the guard 0. That can be where the mask has a row for each query (a causal mask or a
 window, with padding). A mask with one row for all, `[batch, 1, 1, keys]`, hides every key of a text
 without tokens only, and such a text means nothing; its `low` is a number and it needs no guard, so
-its softmax may be in fp32 in a half-precision graph (`tfc.optimizers.precision.half`).
+its softmax may be in fp32 in a half-precision graph (`tfc.optimizers.precision.half`). Numbers that
+are added need a guard only if -inf may be among them: others leave the mean of the values.
 
 It is written before precision is set, not for the plan alone: so the passes check it by its
 numbers, the scores are values that the range analysis sees, and what is compiled is what ran.
@@ -64,10 +63,8 @@ _SWAP = (0, 1, 3, 2)
 _GROUP_AXIS = 2
 # Of the lowest number: its exponential is 0, and no score is far enough above it to overflow.
 _LOW = 0.5
-# A mask's numbers below this share of the lowest one may meet the lowest one as a sum.
-_NEAR_LOWEST = 0.5
-# What is computed here holds none of the numbers that masks are made with.
-_NO_MASK_PASSES = frozenset(
+# What these give holds none of the numbers that masks are made with.
+_NOT_OF_MASKS = frozenset(
     {"MatMul", "Gemm", "Attention", "Softmax", "LayerNormalization", "RMSNormalization", "Shape"}
 )
 _OPTIONS = ("softcap", "q_num_heads", "qk_matmul_output_mode")
@@ -96,7 +93,7 @@ class ExplicitAttention:
     anchors = ("Attention",)
 
     def match(self, node: ir.Node) -> Match | Refusal | None:
-        """Conditions 1 to 4."""
+        """Conditions 1 to 3."""
         if node.domain not in ("", "ai.onnx"):
             return None
         query, key = (known_shape(value) for value in node.inputs[:2])
@@ -104,8 +101,6 @@ class ExplicitAttention:
         if problem or query is None or key is None:
             return refusal(KIND, node, problem)
         mask = node.inputs[_MASK] if len(node.inputs) > _MASK else None
-        if mask is not None and _may_reach_lowest(mask):
-            return refusal(KIND, node, "a row may be masked throughout by the lowest number")
         guarded = mask is not None and _may_hide_every_key(mask)
         wide = _softmax_type(node)
         if guarded and wide is not None:
@@ -231,7 +226,11 @@ def _softmax_type(node: ir.Node) -> ir.DataType | None:
 
 
 def _rows_differ(mask: ir.Value) -> bool:
-    """Whether the mask has a row for each query, as far as is known."""
+    """Whether the mask has a row for each query, or is one of such rows, as far as is known."""
+    node = mask.producer()
+    while node is not None and is_op(node, "Slice") and node.inputs[0] is not None:
+        mask = node.inputs[0]
+        node = mask.producer()
     shape = known_shape(mask)
     return shape is None or len(shape) < 2 or shape[-2] != 1
 
@@ -240,23 +239,11 @@ def _may_hide_every_key(mask: ir.Value) -> bool:
     """Whether -inf, or false, may stand in a whole row that has a meaning."""
     if not _rows_differ(mask):
         return False
-    return mask.dtype == ir.DataType.BOOL or any(np.isneginf(n) for n in _made_with(mask))
+    return mask.dtype == ir.DataType.BOOL or _may_hold_infinity(mask)
 
 
-def _may_reach_lowest(mask: ir.Value) -> bool:
-    """Condition 3."""
-    if mask.dtype in (None, ir.DataType.BOOL) or not _rows_differ(mask):
-        return False
-    floor = _NEAR_LOWEST * float(mask.dtype.min)
-    return any(np.isfinite(n) and n < floor for n in _made_with(mask))
-
-
-def _made_with(mask: ir.Value) -> list[float]:
-    """The numbers among what the mask is computed from; -inf for an input of the graph.
-
-    Of what a `Max` bounds it is the bound only, and of activations nothing.
-    """
-    numbers: list[float] = []
+def _may_hold_infinity(mask: ir.Value) -> bool:
+    """Whether the mask is made with -inf, or of an input of the graph that may hold it."""
     seen: set[ir.Value] = set()
     todo: list[ir.Value | None] = [mask]
     while todo:
@@ -265,11 +252,10 @@ def _made_with(mask: ir.Value) -> list[float]:
             continue
         seen.add(value)
         number, node = scalar(value), value.producer()
-        if number is not None:
-            numbers.append(number)
-        elif node is not None and node.op_type not in _NO_MASK_PASSES:
-            bounds = [v for v in node.inputs if scalar(v) is not None] if is_op(node, "Max") else []
-            todo += bounds or node.inputs
-        elif value.is_graph_input() and value.dtype == mask.dtype:
-            numbers.append(-np.inf)
-    return numbers
+        given = value.is_graph_input() and value.dtype == mask.dtype
+        if given or (number is not None and np.isneginf(number)):
+            return True
+        if node is not None and node.op_type not in _NOT_OF_MASKS:
+            bounded = is_op(node, "Max") and any(scalar(v) is not None for v in node.inputs)
+            todo += () if bounded else node.inputs
+    return False

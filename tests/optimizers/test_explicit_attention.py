@@ -181,22 +181,27 @@ def test_what_stays_an_attention(graphs, mask: str, nodes: str, reason: str) -> 
     assert graphs.refusal(model, ExplicitAttention()) == reason
 
 
-@pytest.mark.parametrize(("low", "reached"), [(LOWEST, True), (LOWEST / 4, False)])
-def test_the_lowest_number_of_a_mask_stays_with_attention(
-    graphs, low: float, reached: bool
-) -> None:
-    text = BLOCK.replace("MASK m", f"{ROWS} m, float zero, float low").replace("NODES", ADDED)
+@pytest.mark.parametrize(("low", "guard"), [(-np.inf, True), (LOWEST / 4, False)])
+def test_a_mask_made_with_infinities_has_a_guard(graphs, low: float, guard: bool) -> None:
+    nodes = "n = Where(m, zero, low)\n  y = Attention<scale=1.0>(q, k, v, n)"
+    text = BLOCK.replace("MASK m", f"{ROWS} m, float zero, float low").replace("NODES", nodes)
     model = graphs.model(text, zero=np.float32(0), low=np.float32(low))
-    if reached:
-        reason = "a row may be masked throughout by the lowest number"
-        assert graphs.refusal(model, ExplicitAttention()) == reason
-    else:
-        fused, _ = graphs.fuse(model, ExplicitAttention())
-        assert graphs.ops(fused) == [
-            "Where",
-            "Mul",
-            *(op.replace("Where", "Add") for op in PRODUCTS),
-        ]
+    fused, _ = graphs.fuse(model, ExplicitAttention())
+    ops = [op.replace("Where", "Add") for op in PRODUCTS]
+    more = ["IsNaN", "Where"] if guard else []
+    assert graphs.ops(fused) == ["Where", *ops[:-1], *more, ops[-1]]
+
+
+def test_one_row_of_a_mask_has_a_guard_too(graphs) -> None:
+    """As where only one position of the last layer is read."""
+    text = """g (float[batch,2,1,8] q, HEADS k, HEADS v, ROWS m, int64[1] from, int64[1] to,
+      int64[1] axis) => (float[batch,2,1,8] y) {
+      n = Slice(m, from, to, axis)
+      y = Attention<scale=1.0>(q, k, v, n)
+    }""".replace("HEADS", HEADS).replace("ROWS", ROWS)
+    bounds = {"from": np.array([0]), "to": np.array([1]), "axis": np.array([2])}
+    fused, _ = graphs.fuse(graphs.model(text, **bounds), ExplicitAttention())
+    assert graphs.ops(fused) == ["Slice", *GUARDED]
 
 
 def test_heads_that_are_not_split_stay(graphs) -> None:
