@@ -25,12 +25,13 @@ _BOTH_WAYS = 2.0
 
 @dataclass(frozen=True)
 class Answers:
-    """What a graph says: `[…, values]` arrays, and the task's main metric where rows have labels.
+    """What a graph says: `[…, values]` arrays; where rows have labels the main metric's name, value.
 
     The metric is minus infinity where an output is not finite.
     """
 
     vectors: list[npt.NDArray[Any]]
+    name: str = ""
     metric: float | None = None
 
 
@@ -90,18 +91,18 @@ def answers_of(run: Run, rows: CalibrationRows, on_batch: OnBatch) -> Answers:
         if rows.labelled is not None:
             kept.append(outputs)
     on_batch(len(feeds), len(feeds))
-    return Answers(vectors, _metric(rows, kept))
+    return Answers(vectors, *_metric(rows, kept))
 
 
-def _metric(rows: CalibrationRows, outputs: list[Outputs]) -> float | None:
+def _metric(rows: CalibrationRows, outputs: list[Outputs]) -> tuple[str, float | None]:
+    """The main metric and its name, where there are labels."""
     labelled = rows.labelled
     if labelled is None:
-        return None
+        return "", None
     if not is_finite(outputs):
-        return -np.inf
-    golds = [row.gold for row in labelled.rows]
-    tally = labelled.scorer.tally(golds, labelled.found(outputs))
-    return tally.values(np.arange(len(golds)))[labelled.scorer.main]
+        return "", -np.inf
+    values = labelled.tally(labelled.found(outputs)).values(labelled.every)
+    return next(iter(values.items()))
 
 
 def accuracy_of(task: Task, rows: CalibrationRows, exact: Answers, got: Answers) -> Accuracy:
@@ -116,7 +117,7 @@ def accuracy_of(task: Task, rows: CalibrationRows, exact: Answers, got: Answers)
         measure=measure_of(task),
         agreement=agreement_of(task, exact.vectors, got.vectors),
         decisions=decisions_in(task, exact.vectors),
-        metric=rows.labelled.scorer.main if rows.labelled is not None else "",
+        metric=exact.name,
         before=exact.metric,
         after=got.metric,
         rms=rms,
