@@ -127,6 +127,36 @@ class Preprocess:
 
 
 @dataclass(frozen=True)
+class Member:
+    """One model of an ensemble: what it was made from, and how its outputs are taken.
+
+    `labels[i]` names its own i-th logit; the ensemble's order is that of its task. Its logits are
+    divided by `temperature`, and it counts with `weight` (they sum to 1). `inputs` are the
+    graph's inputs that it reads.
+    """
+
+    checkpoint: Checkpoint
+    labels: list[str]
+    weight: float
+    temperature: float
+    inputs: list[str]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several models in one graph, whose combination is its output (`tfc.ensemble`).
+
+    Where members have other tokenizers than the first one, `preprocess` has those: the n-th of
+    them, from 0 on, gives the inputs whose names end in `_<n + 2>`.
+    """
+
+    rule: str
+    normalize: str
+    members: list[Member]
+    preprocess: list[Preprocess] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Resize:
     """How an image is scaled, in pixels, with the Pillow filter called `filter`.
 
@@ -240,6 +270,7 @@ class Manifest:
     `graphs` holds one graph called `model`, or `encoder` and `decoder` (`decoder` alone for a
     model without an encoder) for one that generates. `preprocess`, `images` and `audio` say how
     what the model reads becomes tensors; a model that writes text has its tokenizer in the first.
+    `ensemble` tells the models of which the graph was made, where there are several.
     """
 
     tfc: str
@@ -251,6 +282,7 @@ class Manifest:
     steps: list[Step]
     images: ImagePreprocess | None = None
     audio: AudioPreprocess | None = None
+    ensemble: Ensemble | None = None
     engines: dict[str, Engine] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION

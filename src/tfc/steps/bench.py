@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tfc.artifact import BENCH_REPORT, Artifact
 from tfc.errors import BackendUnavailable, UsageError
@@ -20,8 +21,9 @@ from tfc.runtime.assembly import text_encoder_of
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.cores import busy_share, usable_cores
 from tfc.runtime.engine import close_all, runners_from_engine
-from tfc.runtime.padding import Feed
+from tfc.runtime.padding import MASK, Feed, split_name
 from tfc.runtime.throughput import Cell, measure
+from tfc.runtime.tokenization import INPUT_IDS
 from tfc.steps.cases import sample_texts
 from tfc.steps.record import OnProgress, no_progress, versions_of
 from tfc.steps.reference import Reference, reference_from_artifact
@@ -63,7 +65,7 @@ def bench(
     lengths: Sequence[int] = DEFAULT_LENGTHS,
     seconds: float = DEFAULT_SECONDS,
     pytorch: bool = True,
-    checkpoint: str | None = None,
+    checkpoint: str | Sequence[str] | None = None,
     base: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -81,7 +83,8 @@ def bench(
         lengths: lengths in tokens; those beyond the model's limit are left out.
         seconds: time for each contestant at each shape.
         pytorch: also run PyTorch.
-        checkpoint: where the checkpoint is now, if it was moved since export.
+        checkpoint: where the checkpoint is now, if it was moved since export; for an ensemble
+            one for each member, in their order.
         base: where the base model of an adapter is now.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
@@ -210,17 +213,24 @@ def _ranges(engine: Engine) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _full_batch(artifact: Artifact, batch: int, length: int) -> Feed:
     """Rows of real tokens, exactly `length` each, special tokens at both ends."""
-    names = [spec.name for spec in artifact.manifest.signature.inputs]
     encoder = text_encoder_of(artifact)
-    (encoding,) = encoder.encode([" ".join(sample_texts(artifact))])
-    ids = encoder.pad([encoding])["input_ids"][0]
+    padded = encoder.pad(encoder.encode([" ".join(sample_texts(artifact))]))
+    feed = {}
+    for spec in artifact.manifest.signature.inputs:
+        kind, suffix = split_name(spec.name)
+        row = np.zeros(length, np.int64)
+        if kind == INPUT_IDS:
+            row = _full_row(padded[spec.name][0][padded[MASK + suffix][0] == 1], length)
+        elif kind == MASK:
+            row[:] = 1
+        feed[spec.name] = np.repeat(row[None], batch, axis=0)
+    return feed
+
+
+def _full_row(ids: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+    """The first and the last of a text's tokens, and those between them as often as needed."""
     inner = np.resize(ids[1:-1] if len(ids) > 2 else ids, max(0, length - 2))
-    row = np.concatenate([ids[:1], inner, ids[-1:]])[:length]
-    feed = {name: np.zeros((batch, length), np.int64) for name in names}
-    feed["input_ids"][:] = row
-    if "attention_mask" in feed:
-        feed["attention_mask"][:] = 1
-    return dict(feed)
+    return np.concatenate([ids[:1], inner, ids[-1:]])[:length]
 
 
 def _contestants(

@@ -49,7 +49,7 @@ def verify(
     label_column: str | None = None,
     max_drop: float | None = None,
     limit: int = DEFAULT_LIMIT,
-    checkpoint: str | None = None,
+    checkpoint: str | Sequence[str] | None = None,
     base: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -72,7 +72,8 @@ def verify(
         max_drop: an engine fails if its main metric is further below PyTorch's: 0.005 is half a
             point. Not a gate if None.
         limit: compare the first so many rows.
-        checkpoint: where the checkpoint is now, if it was moved since export.
+        checkpoint: where the checkpoint is now, if it was moved since export; for an ensemble
+            one for each member, in their order.
         base: where the base model of an adapter is now.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
