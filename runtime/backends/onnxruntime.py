@@ -27,6 +27,7 @@ from tfc.files import link_or_copy
 from tfc.runtime.backends.base import Arrays, Availability, Built, Inputs, Profile, as_contiguous
 from tfc.runtime.backends.onnxruntime_provider import CPU, best_provider
 from tfc.runtime.cores import usable_cores
+from tfc.runtime.padding import MASK, split_name
 
 REBUILD = "Build the engine again with: tfc build-engine"
 UPGRADE = "Upgrade it with: pip install -U onnxruntime-gpu (onnxruntime on machines without a GPU)"
@@ -154,7 +155,7 @@ def _smallest_batch(inputs: Inputs, profile: Profile) -> dict[str, npt.NDArray[A
     batch = {}
     for name, (dtype, axes) in inputs.tensors.items():
         shape = tuple(profile.of_axis(axis).min for axis in axes)
-        fill = 1 if name == "attention_mask" else 0
+        fill = 1 if split_name(name)[0] == MASK else 0
         batch[name] = np.full(shape, fill, np.dtype(dtype))
     return batch
 

@@ -191,6 +191,11 @@ def test_members_with_their_own_tokenizers_read_every_text_themselves(tmp_path: 
     assert made.manifest.preprocess.max_length == 80
     assert {"tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json"} <= set(made.manifest.files)
     tfc.build_engine(made, backend="onnxruntime")
+    lowered = onnx.load(made.file("optimized/onnxruntime/model.onnx")).graph
+    masks = {node.input[3] for node in lowered.node if node.op_type == "Attention"}
+    assert len(masks) == 2
+    casts = {node.input[0] for node in lowered.node if node.op_type == "Cast"}
+    assert casts >= {"attention_mask", "attention_mask_2"}
     assert tfc.verify(made).failed == []
     p = [probabilities(folder, sigmoid, 80) for folder in (bert, roberta)]
     votes = sum((each >= 0.5).astype(float) for each in p) / 2
