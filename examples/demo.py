@@ -144,7 +144,7 @@ def throughput_line(cell: dict[str, Any]) -> str:
         f"{name} {timing['sequences_per_second']:.0f}/s ({cell['ratios'][name]:.2f}×)"
         for name, timing in cell["timings"].items()
     ]
-    return f"{cell['batch']}×{cell['sequence']} tokens: {', '.join(engines)}"
+    return f"{cell['workload']} tokens: {', '.join(engines)}"
 
 
 def pytorch_labels(texts: list[str]) -> list[str]:

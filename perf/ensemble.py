@@ -38,7 +38,7 @@ from tfc.runtime.backends import backend
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.cores import busy_share, usable_cores
 from tfc.runtime.tasks.scores import softmax
-from tfc.runtime.throughput import measure
+from tfc.runtime.throughput import Workload, measure
 from tfc.steps.record import versions_of
 from tfc.steps.reference import reference_from_artifact
 
@@ -153,19 +153,18 @@ def measured(name: str, checkpoints: list[Path], folder: Path, seconds: float) -
     cells = []
     for batch, length in SHAPES:
         feed = feed_of(batch, length)
-        calls: dict[str, Callable[[], Any]] = {
-            ONE_AFTER_ANOTHER: partial(one_after_another, members, feed),
-            ONE: partial(together.run, feed),
-            PARALLEL: partial(parallel.run, ["logits"], feed),
-            PYTORCH: partial(reference, feed),
+        calls: dict[str, Callable[[Arrays], Any]] = {
+            ONE_AFTER_ANOTHER: partial(one_after_another, members),
+            ONE: together.run,
+            PARALLEL: partial(parallel.run, ["logits"]),
+            PYTORCH: reference,
         }
-        np.testing.assert_allclose(calls[ONE]()["logits"], calls[PYTORCH]()["logits"], atol=1e-4)
-        np.testing.assert_allclose(
-            calls[ONE]()["logits"], calls[ONE_AFTER_ANOTHER]()["logits"], atol=1e-4
-        )
-        cell = measure(
-            calls, batch=batch, sequence=length, seconds=seconds, baseline=ONE_AFTER_ANOTHER
-        )
+        found = calls[ONE](feed)["logits"]
+        for other in (ONE_AFTER_ANOTHER, PYTORCH):
+            np.testing.assert_allclose(found, calls[other](feed)["logits"], atol=1e-4)
+        tokens = batch * length
+        work = Workload(f"{batch}×{length}", (feed,), batch, tokens, tokens, None)
+        cell = measure(calls, work, seconds=seconds, baseline=ONE_AFTER_ANOTHER)
         ratios = "  ".join(f"{who} {ratio:.2f}" for who, ratio in cell.ratios.items())
         print(f"{name}, {batch}×{length}: {ratios}", flush=True)
         cells.append(cell.as_json())

@@ -6,114 +6,217 @@ by block, and ratios are taken pair by pair, block against the block beside it.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tfc.runtime.batching import padding_waste
+from tfc.runtime.padding import Feed
+
+Call = Callable[[Feed], object]
+
 # Blocks per contestant: enough for a median that one disturbed block does not move.
 BLOCKS = 5
 # The first calls of a block pay for cold caches and for the threads of the contestant before.
 _UNCOUNTED = 1
+# Compilers and allocators settle in a few laps. A lap that took as long as the one before it,
+# within this share, is steady; after so many laps a machine is too restless for it to come.
+_STEADY = 0.1
+_MOST_WARM_UP = 12
+_PERCENTILES = (50, 90, 95, 99)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Batches that run one after another: a lap.
+
+    Attributes:
+        name: what a table calls it: `8×64`, or a data file.
+        feeds: the batches.
+        rows: rows in all of them.
+        tokens: their tokens without padding.
+        padded: their tokens with padding.
+        flops: matrix arithmetic that the model does for the tokens without padding; None where
+            that is not told.
+    """
+
+    name: str
+    feeds: tuple[Feed, ...]
+    rows: int
+    tokens: int
+    padded: int
+    flops: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What it is, as it stands in the report."""
+        return {
+            "workload": self.name,
+            "batches": len(self.feeds),
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "padding": padding_waste(self.tokens, self.padded),
+            "flops": self.flops,
+        }
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one contestant did at one shape.
+    """What one contestant did with one workload.
 
-    Latencies are in seconds per batch, over all counted calls; `sequences_per_second` is the
-    median over the blocks; `spread` is (slowest block - fastest block) / median.
+    Latencies are in seconds per batch, over all counted calls. Rates are medians over the blocks,
+    of all callers together; tokens are counted without padding. `spread` is (fastest block -
+    slowest block) / median. `steady` says whether the warm-up, of `warm_up` laps, ended with two
+    laps that took as long as each other.
     """
 
     calls: int
+    warm_up: int
+    steady: bool
     p50: float
     p90: float
+    p95: float
     p99: float
     sequences_per_second: float
     tokens_per_second: float
+    flops_per_second: float | None
     spread: float
 
-    def as_json(self) -> dict[str, float]:
+    def as_json(self) -> dict[str, float | None]:
         """The numbers as they stand in the report."""
         return dict(vars(self))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """All contestants at one shape; `ratios[name]` is throughput against the baseline's."""
+    """All contestants on one workload with so many callers at once.
 
-    batch: int
-    sequence: int
+    `ratios[name]` is throughput against the baseline's.
+    """
+
+    workload: Workload
+    callers: int
     timings: Mapping[str, Timing]
     ratios: Mapping[str, float]
 
     def as_json(self) -> dict[str, Any]:
         """The cell as it stands in the report."""
         return {
-            "batch": self.batch,
-            "sequence": self.sequence,
+            **self.workload.as_json(),
+            "callers": self.callers,
             "timings": {name: timing.as_json() for name, timing in self.timings.items()},
             "ratios": dict(self.ratios),
         }
 
 
+@dataclass(frozen=True)
+class _Block:
+    """The latencies of a contestant's turn, and its laps per second, of all callers together."""
+
+    times: list[float]
+    rate: float
+
+
 def measure(
-    contestants: Mapping[str, Callable[[], object]],
+    contestants: Mapping[str, Call],
+    workload: Workload,
     *,
-    batch: int,
-    sequence: int,
     seconds: float,
     baseline: str | None,
+    callers: int = 1,
 ) -> Cell:
-    """Time every contestant at one shape.
+    """Time every contestant on one workload.
 
     Args:
         contestants: name → a call that runs one batch.
-        batch: rows in the batch.
-        sequence: tokens in each row.
-        seconds: how long each contestant may take in all; each runs at least one call a block.
+        workload: the batches.
+        seconds: how long each contestant may take in all; each runs at least one lap a block.
         baseline: the contestant that the ratios are taken against, or None for no ratios.
+        callers: how many threads call a contestant at once, each with every batch.
     """
-    for run in contestants.values():
-        run()
-    blocks: dict[str, list[list[float]]] = {name: [] for name in contestants}
+    warm = {name: _warm_up(run, workload) for name, run in contestants.items()}
+    blocks: dict[str, list[_Block]] = {name: [] for name in contestants}
     for _ in range(BLOCKS):
         for name, run in contestants.items():
-            blocks[name].append(_block(run, seconds / BLOCKS))
-    timings = {name: _timing(times, batch, sequence) for name, times in blocks.items()}
+            blocks[name].append(_block(run, workload, seconds / BLOCKS, callers))
+    timings = {name: _timing(own, warm[name], workload) for name, own in blocks.items()}
     ratios = {}
     if baseline is not None:
         for name in contestants:
             pairs = zip(blocks[baseline], blocks[name], strict=True)
-            ratios[name] = float(np.median([np.mean(base) / np.mean(own) for base, own in pairs]))
-    return Cell(batch, sequence, timings, ratios)
+            ratios[name] = float(np.median([own.rate / base.rate for base, own in pairs]))
+    return Cell(workload, callers, timings, ratios)
 
 
-def _block(run: Callable[[], object], seconds: float) -> list[float]:
-    for _ in range(_UNCOUNTED):
-        run()
-    times: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while not times or time.perf_counter() < deadline:
+def _warm_up(run: Call, workload: Workload) -> tuple[int, bool]:
+    """Run laps until two take equally long; how many there were, and whether they did."""
+    earlier = _lap(run, workload)
+    for laps in range(2, _MOST_WARM_UP + 1):
+        latest = _lap(run, workload)
+        if abs(sum(latest) - sum(earlier)) <= _STEADY * sum(earlier):
+            return laps, True
+        earlier = latest
+    return _MOST_WARM_UP, False
+
+
+def _lap(run: Call, workload: Workload) -> list[float]:
+    """The seconds of each batch."""
+    times = []
+    for feed in workload.feeds:
         begun = time.perf_counter()
-        run()
+        run(feed)
         times.append(time.perf_counter() - begun)
     return times
 
 
-def _timing(blocks: Sequence[Sequence[float]], batch: int, sequence: int) -> Timing:
-    times = np.concatenate([np.asarray(block) for block in blocks])
-    rates = np.array([batch / np.mean(block) for block in blocks])
+def _block(run: Call, workload: Workload, seconds: float, callers: int) -> _Block:
+    for _ in range(_UNCOUNTED):
+        run(workload.feeds[0])
+    if callers == 1:
+        times, laps, wall = _turn(run, workload, seconds)
+        return _Block(times, laps / wall)
+    together = threading.Barrier(callers)
+
+    def one_of_several() -> tuple[list[float], int, float]:
+        together.wait()
+        return _turn(run, workload, seconds)
+
+    with ThreadPoolExecutor(callers, "tfc-caller") as pool:
+        turns = [turn.result() for turn in [pool.submit(one_of_several) for _ in range(callers)]]
+    times = [seconds for turn in turns for seconds in turn[0]]
+    return _Block(times, sum(laps for _, laps, _ in turns) / max(wall for _, _, wall in turns))
+
+
+def _turn(run: Call, workload: Workload, seconds: float) -> tuple[list[float], int, float]:
+    """The latencies of whole laps, how many laps, and the seconds that they took in all."""
+    times: list[float] = []
+    laps = 0
+    begun = time.perf_counter()
+    while not laps or time.perf_counter() - begun < seconds:
+        times += _lap(run, workload)
+        laps += 1
+    return times, laps, time.perf_counter() - begun
+
+
+def _timing(blocks: Sequence[_Block], warm: tuple[int, bool], workload: Workload) -> Timing:
+    times = np.concatenate([np.asarray(block.times) for block in blocks])
+    rates = np.array([block.rate for block in blocks])
     median = float(np.median(rates))
-    p50, p90, p99 = (float(p) for p in np.percentile(times, (50, 90, 99)))
+    p50, p90, p95, p99 = (float(p) for p in np.percentile(times, _PERCENTILES))
     return Timing(
         calls=len(times),
+        warm_up=warm[0],
+        steady=warm[1],
         p50=p50,
         p90=p90,
+        p95=p95,
         p99=p99,
-        sequences_per_second=median,
-        tokens_per_second=median * sequence,
+        sequences_per_second=median * workload.rows,
+        tokens_per_second=median * workload.tokens,
+        flops_per_second=None if workload.flops is None else median * workload.flops,
         spread=float((rates.max() - rates.min()) / median),
     )

@@ -30,8 +30,8 @@ def test_from_checkpoint_to_predictions(tiny_checkpoint: Path, tmp_path: Path) -
 
     (verdict,) = tfc.verify(artifact).verdicts
     assert verdict.verdict == "verified"
-    result = tfc.bench(artifact, batches=(1, 2), lengths=(8,), seconds=0.05)
-    assert [cell.batch for cell in result.cells] == [1, 2]
+    result = tfc.bench(artifact, batches=(1, 2), lengths=(8,), seconds=0.05, start=False)
+    assert [cell.workload.rows for cell in result.cells] == [1, 2]
     assert set(result.cells[0].ratios) == {"pytorch", "onnxruntime-fp16"}
 
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"

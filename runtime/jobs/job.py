@@ -44,6 +44,7 @@ from tfc.runtime.jobs.shards import empty_input, stream_rows, write_shards
 from tfc.runtime.jobs.writers import Style
 from tfc.runtime.predictor import Outcome
 from tfc.runtime.rows import Columns
+from tfc.runtime.tokenization import Text, checked_text
 
 # Windows in a part of an output folder: parts of 16384 rows on a CPU, 65536 on a GPU.
 _WINDOWS_OF_A_PART = 4
@@ -185,15 +186,20 @@ def run_job(
     return _summary(shards, before, clock.seconds, target)
 
 
-def texts_from_jsonl(path: Path, text_column: str = "text", limit: int | None = None) -> list[str]:
-    """The texts of the first `limit` rows of the JSON lines in `path`.
+def texts_from_jsonl(
+    path: Path,
+    text_column: str = "text",
+    limit: int | None = None,
+    pair_column: str | None = None,
+) -> list[Text]:
+    """The texts, or the pairs of texts, of the first `limit` rows of the JSON lines in `path`.
 
     Raises:
         BadData: the file is missing, unreadable or empty, or one of these rows cannot be used.
     """
-    texts: list[str] = []
+    texts: list[Text] = []
     with open_bytes(path, None) as source:
-        rows = rows_of_lines(LineReader(source, str(path)), Columns(text_column))
+        rows = rows_of_lines(LineReader(source, str(path)), Columns(text_column, pair_column))
         for row in islice(rows, limit):
             if isinstance(row.item, BadData):
                 raise BadData(
@@ -201,7 +207,7 @@ def texts_from_jsonl(path: Path, text_column: str = "text", limit: int | None = 
                     where=f"{path}, line {row.line}",
                     fix=f"Give one JSON object per line, with the text under '{text_column}'",
                 )
-            texts.append(str(row.item))
+            texts.append(checked_text(row.item, f"{path}, line {row.line}"))
     if not texts:
         raise empty_input(str(path))
     return texts

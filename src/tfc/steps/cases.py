@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ def _with_room(feed: Feed, longest: int) -> Feed:
 
 def _texts_of(
     artifact: Artifact, data: str | Path | None, column: str, limit: int
-) -> tuple[list[str], str, str]:
+) -> tuple[Sequence[Text], str, str]:
     if data is None:
         return sample_texts(artifact)[:limit], _SAMPLES, artifact.sha256(SAMPLES)
     from tfc.runtime.jobs import texts_from_jsonl
