@@ -10,6 +10,8 @@ Two ensembles, of random heads on the sizes of real encoders (what is measured i
 Contestants take turns in one run: the members' own engines one after another and then the mean of
 their probabilities in numpy; one engine; one engine with ONNX Runtime's parallel execution mode;
 the ensemble in PyTorch. Ratios are medians over pairs, above 1 is faster than the members' engines.
+`cpu_ratios` are the same of the CPU time of one call, which other processes on the machine disturb
+less.
 
     python perf/ensemble.py -o perf/results/ensemble.json
 """
@@ -22,6 +24,7 @@ import json
 import platform
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -47,6 +50,7 @@ ONE_AFTER_ANOTHER, ONE, PARALLEL = "members one after another", "one engine", "p
 PYTORCH = "PyTorch"
 LABELS = {number: f"intent_{number}" for number in range(10)}
 ENGINE = "onnxruntime-fp32"
+CPU_ROUNDS = 9
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -137,7 +141,9 @@ def in_parallel_mode(file: Path) -> Any:
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
-def measured(name: str, checkpoints: list[Path], folder: Path, seconds: float) -> dict[str, Any]:
+def measured(
+    name: str, checkpoints: list[Path], folder: Path, seconds: float, pytorch: bool
+) -> dict[str, Any]:
     """One ensemble at every shape."""
     import torch
 
@@ -157,26 +163,43 @@ def measured(name: str, checkpoints: list[Path], folder: Path, seconds: float) -
             ONE_AFTER_ANOTHER: partial(one_after_another, members),
             ONE: together.run,
             PARALLEL: partial(parallel.run, ["logits"]),
-            PYTORCH: reference,
+            **({PYTORCH: reference} if pytorch else {}),
         }
         found = calls[ONE](feed)["logits"]
-        for other in (ONE_AFTER_ANOTHER, PYTORCH):
+        for other in calls.keys() - {ONE, PARALLEL}:
             np.testing.assert_allclose(found, calls[other](feed)["logits"], atol=1e-4)
         tokens = batch * length
         work = Workload(f"{batch}×{length}", (feed,), batch, tokens, tokens, None)
         cell = measure(calls, work, seconds=seconds, baseline=ONE_AFTER_ANOTHER)
+        spent = cpu_ratios(calls, feed)
         ratios = "  ".join(f"{who} {ratio:.2f}" for who, ratio in cell.ratios.items())
-        print(f"{name}, {batch}×{length}: {ratios}", flush=True)
-        cells.append(cell.as_json())
+        cpu = "  ".join(f"{who} {ratio:.2f}" for who, ratio in spent.items())
+        print(f"{name}, {batch}×{length}: {ratios}; CPU time: {cpu}", flush=True)
+        cells.append({**cell.as_json(), "cpu_ratios": spent})
     return {
         "members": len(checkpoints),
         "shared": artifact.manifest.steps[0].result["shared"],
         "geometric_mean": {
-            who: float(np.exp(np.mean([np.log(cell["ratios"][who]) for cell in cells])))
-            for who in cells[0]["ratios"]
+            kind: {
+                who: float(np.exp(np.mean([np.log(cell[kind][who]) for cell in cells])))
+                for who in cells[0][kind]
+            }
+            for kind in ("ratios", "cpu_ratios")
         },
         "cells": cells,
     }
+
+
+def cpu_ratios(calls: dict[str, Callable[[Arrays], Any]], feed: Arrays) -> dict[str, float]:
+    """The CPU time of the members one after another by that of each; medians of paired rounds."""
+    rounds: dict[str, list[float]] = {who: [] for who in calls}
+    for _ in range(CPU_ROUNDS):
+        for who, call in calls.items():
+            begun = time.process_time()
+            call(feed)
+            rounds[who].append(time.process_time() - begun)
+    base = np.array(rounds[ONE_AFTER_ANOTHER])
+    return {who: float(np.median(base / np.array(own))) for who, own in rounds.items()}
 
 
 def main() -> None:
@@ -184,6 +207,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each at each shape")
+    parser.add_argument(
+        "--no-pytorch", action="store_true", help="for a machine that is busy: it waits for ever"
+    )
     options = parser.parse_args()
     busy = busy_share()
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
@@ -191,11 +217,13 @@ def main() -> None:
         folder = Path(name)
         heads, others = save_heads(folder, 3), save_others(folder)
         ensembles = {
-            what: measured(what, members, folder / what.split()[0], options.seconds)
+            what: measured(
+                what, members, folder / what.split()[0], options.seconds, not options.no_pytorch
+            )
             for what, members in {"one backbone": heads, "apart": [heads[0], *others]}.items()
         }
     report = {
-        "command": "python perf/ensemble.py",
+        "command": "python perf/ensemble.py" + (" --no-pytorch" if options.no_pytorch else ""),
         "machine": f"{platform.machine()}, {usable_cores()} cores",
         "busy_before": busy,
         "versions": versions_of("onnxruntime-gpu", "onnxruntime", "torch", "transformers"),
