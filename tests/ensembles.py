@@ -13,12 +13,14 @@ from text_models import TEXTS
 SMALL: dict[str, Any] = {"num_hidden_layers": 1}
 
 
-def with_another_head(checkpoint: Path, folder: Path, seed: int) -> Path:
-    """The same backbone, weight for weight, under a classifier of its own."""
+def with_another_head(checkpoint: Path, folder: Path, seed: int, **config: Any) -> Path:
+    """The same backbone, weight for weight, under a classifier of its own (and labels)."""
     import torch
     import transformers
 
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        checkpoint, ignore_mismatched_sizes=True, **config
+    )
     torch.manual_seed(seed)
     with torch.no_grad():
         model.classifier.weight.copy_(torch.randn_like(model.classifier.weight))

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from tfc.artifact import TOKENIZER, graph_file
-from tfc.ensemble import SOFTMAX, Combination
+from tfc.ensemble import HEADS, SOFTMAX, Combination
 from tfc.exporter.comparison import check_outputs
-from tfc.exporter.ensemble.members import Members, common_task, members_of
+from tfc.exporter.ensemble.members import Members, common_task, heads_of, members_of
 from tfc.exporter.ensemble.module import Listed, ensemble_module
 from tfc.exporter.ensemble.shared import Shared, share_identical
 from tfc.exporter.exported import Exported, Loaded, identity_of
@@ -29,7 +29,7 @@ from tfc.files import sha256_of_json
 from tfc.manifest import MODEL, Checkpoint, Ensemble, Graph, Member, Preprocess, Task
 from tfc.onnx_files import save_onnx
 from tfc.runtime.padding import Feed, input_name
-from tfc.runtime.tasks.classification import REGRESSION
+from tfc.runtime.tasks.classification import REGRESSION, ClassificationHeads
 from tfc.runtime.tokenization import INPUT_IDS, TOKEN_TYPE_IDS
 
 # The pooling of an ensemble whose members pool in different ways.
@@ -41,6 +41,7 @@ def export_ensemble(
     folder: Path,
     combination: Combination,
     *,
+    heads: Sequence[str] = (),
     task: str | None = None,
     max_length: int | None = None,
     trust_remote_code: bool = False,
@@ -56,6 +57,7 @@ def export_ensemble(
         sources: the checkpoints, two or more. The first one's labels are the ensemble's.
         folder: an existing folder to write into.
         combination: the rule.
+        heads: with the rule `heads`, the name of each one's output.
         task: the task of all, or None to tell it from their architectures.
         max_length: a limit on the tokens of a text, below the members' own.
         trust_remote_code: run the Python code that comes with the checkpoints.
@@ -76,15 +78,15 @@ def export_ensemble(
         )
         loaded = Loaded(source, spec, model, folder, max_length, trust_remote_code, on_stage)
         parts.append(text_parts_of(loaded))
-    members = members_of(parts, combination)
+    members = heads_of(parts) if heads else members_of(parts, combination)
     named = " + ".join(source.given for source in sources)
-    record, outcome = _record(members, combination), _task(members)
+    record, outcome = _record(members, combination), _task(members, heads)
 
     on_stage("exporting to ONNX")
     inputs = _inputs(members)
     names = [each.name for each in inputs]
     module = ensemble_module(record, outcome, [each.module for each in parts], names)
-    graph = onnx_from_module(Listed(module), [inputs], members.first.outputs)
+    graph = onnx_from_module(Listed(module), [inputs], heads or members.first.outputs)
     shared = share_identical(graph)
     path = folder / graph_file(MODEL)
     save_onnx(graph, path)
@@ -108,7 +110,8 @@ def export_ensemble(
 
 def _record(members: Members, combination: Combination) -> Ensemble:
     """The ensemble as the manifest describes it, without its tokenizers."""
-    labelled = members.first.task.problem != REGRESSION and members.first.task.labels
+    first = members.first.task
+    labelled = first.problem != REGRESSION and first.labels and combination.rule != HEADS
     return Ensemble(
         combination.rule,
         (combination.normalize or SOFTMAX) if labelled else "",
@@ -125,9 +128,12 @@ def _record(members: Members, combination: Combination) -> Ensemble:
     )
 
 
-def _task(members: Members) -> Task:
-    """That of the first member; embeddings come out with length 1."""
+def _task(members: Members, heads: Sequence[str]) -> Task:
+    """That of the first member, or of every head; embeddings come out with length 1."""
     task = members.first.task
+    if heads:
+        each = (parts.task for parts in members.parts)
+        return Task(ClassificationHeads.name, heads=dict(zip(heads, each, strict=True)))
     if task.name != FEATURE_EXTRACTION:
         return task
     poolings = {parts.task.pooling for parts in members.parts}

@@ -120,6 +120,28 @@ def members_of(parts: Sequence[TextParts], combination: Combination) -> Members:
     return Members(tuple(parts), readers, reads)
 
 
+def heads_of(parts: Sequence[TextParts]) -> Members:
+    """Classifiers that read the same inputs, each with labels of its own.
+
+    Raises:
+        UsageError: one is no classifier of texts, or has another tokenizer.
+    """
+    if parts[0].spec.name != TEXT_CLASSIFICATION:
+        raise UsageError(
+            f"heads are classifiers of texts, and {parts[0].source.given} does "
+            f"{parts[0].spec.name}",
+            fix=f"Give checkpoints for {TEXT_CLASSIFICATION}",
+        )
+    readers, reads = _by_tokenizer(parts)
+    if len(readers) > 1:
+        raise UsageError(
+            f"heads share a tokenizer, and {parts[0].source.given} and "
+            f"{readers[1].source.given} have different ones",
+            fix="Give models that were fine-tuned from one base",
+        )
+    return Members(tuple(parts), readers, reads)
+
+
 def _check_problems(parts: Sequence[TextParts]) -> None:
     """All read their logits alike: as one label, several, a number; as what kind of embedding."""
     first = parts[0]

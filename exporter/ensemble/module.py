@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tfc.ensemble import HEADS
 from tfc.exporter.ensemble.combine import Combined
 from tfc.exporter.tasks import FEATURE_EXTRACTION
 from tfc.manifest import Ensemble, Member, Task
@@ -38,13 +39,14 @@ class EnsembleOf(torch.nn.Module):
         self._names = tuple(names)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The combined output."""
+        """The combined output, or each member's own."""
         given = dict(zip(self._names, inputs, strict=True))
         outputs = []
         for member, names in zip(self.members, self._takes, strict=True):
             found = member(*(given[name] for name in names))
             outputs.append(found[0] if isinstance(found, tuple) else found)
-        return (self.combination(*outputs),)
+        combined = self.combination(*outputs)
+        return combined if isinstance(combined, tuple) else (combined,)
 
 
 class Listed(torch.nn.Module):
@@ -57,6 +59,14 @@ class Listed(torch.nn.Module):
     def forward(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         """What the module gives for them."""
         outputs: tuple[Tensor, ...] = self.model(*inputs)
+        return outputs
+
+
+class SideBySide(torch.nn.Module):
+    """Logits of each member, as they are."""
+
+    def forward(self, *outputs: Tensor) -> tuple[Tensor, ...]:
+        """All of them, in their order."""
         return outputs
 
 
@@ -89,8 +99,11 @@ def ensemble_module(
         members: the models, in the order of `ensemble.members`.
         names: the graph's inputs, in order.
     """
-    if task.name == FEATURE_EXTRACTION:
-        combination: torch.nn.Module = Concatenated([m.weight for m in ensemble.members])
+    combination: torch.nn.Module
+    if ensemble.rule == HEADS:
+        combination = SideBySide()
+    elif task.name == FEATURE_EXTRACTION:
+        combination = Concatenated([m.weight for m in ensemble.members])
     else:
         orders = [_order(task.labels, member) for member in ensemble.members]
         combination = Combined(ensemble, task.problem or SINGLE_LABEL, orders)

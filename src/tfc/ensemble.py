@@ -13,6 +13,7 @@ max       the most that any member gives
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from tfc.errors import UsageError
 from tfc.manifest import Ensemble
 
 MEAN, WEIGHTED, VOTE, MAX = RULES = ("mean", "weighted", "vote", "max")
+# Not a combination: each model has an output of its own.
+HEADS = "heads"
 SOFTMAX, ZSCORE, TEMPERATURE = NORMALIZATIONS = ("softmax", "zscore", "temperature")
 
 
@@ -83,17 +86,56 @@ def combination_of(
     )
 
 
+_HEAD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+# What the graph's inputs are called.
+_TAKEN = re.compile(r"(input_ids|attention_mask|token_type_ids)(_\d+)?")
+
+
+def side_by_side(members: int, heads: Sequence[str]) -> Combination:
+    """What is done with models that keep an output each: nothing.
+
+    Args:
+        members: how many there are.
+        heads: a name for each.
+
+    Raises:
+        UsageError: the names do not fit.
+    """
+    if len(heads) != members:
+        raise UsageError(
+            f"there are {members} checkpoints, and --heads has a name for {len(heads)}",
+            fix="Name each, in their order, with commas: --heads intent,mood",
+        )
+    for head in heads:
+        if not _HEAD.fullmatch(head) or _TAKEN.fullmatch(head):
+            raise UsageError(
+                f"'{head}' is no name for a head",
+                fix="Use letters, digits, _ and -, and none of the names of the model's inputs",
+            )
+        if list(heads).count(head) > 1:
+            raise UsageError(f"two heads are called '{head}'", fix="Give each a name of its own")
+    if members < 2:
+        raise UsageError(
+            "heads are those of two checkpoints or more, and one was given",
+            fix="Give the others too, or leave --heads out",
+        )
+    return Combination(HEADS, "", (1.0,) * members, (1.0,) * members)
+
+
 def nothing_combines(checkpoints: int) -> UsageError:
     """What is said of several checkpoints, or none, without a rule."""
     return UsageError(
         f"there are {checkpoints} checkpoints, and nothing says how they are combined",
-        fix="Give one checkpoint, or a rule for several: --ensemble mean",
+        fix="Give one checkpoint, a rule for several (--ensemble mean), or a name for each "
+        "(--heads intent,mood)",
     )
 
 
 def ensemble_summary(ensemble: Ensemble) -> str:
     """`weighted (0.5, 0.3, 0.2) of 3 models, softmax`."""
     rule, members = ensemble.rule, ensemble.members
+    if rule == HEADS:
+        return f"{len(members)} models, each with an output of its own"
     if rule == WEIGHTED:
         rule += f" ({', '.join(f'{member.weight:.3g}' for member in members)})"
     how = ensemble.normalize

@@ -58,7 +58,8 @@ class Task:
     otherwise. `labels[i]` names the i-th logit. `pooling` and `normalize` say what the graph
     does to the token embeddings in feature-extraction (`pooling` is `none` where the output is
     one vector per token). `generation` holds how a model that generates decodes by default: the
-    fields of transformers' GenerationConfig that differ from its defaults.
+    fields of transformers' GenerationConfig that differ from its defaults. `heads` maps the
+    name of each output of a graph with several classifiers to what that classifier does.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Task:
     normalize: bool = False
     generation: dict[str, Any] = field(default_factory=dict)
     speech: Speech | None = None
+    heads: dict[str, Task] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ class Member:
 @dataclass(frozen=True)
 class Ensemble:
     """Several models in one graph, whose combination is its output (`tfc.ensemble`).
+
+    With the rule `heads` each model has an output of its own, in the order of the task's `heads`.
 
     Where members have other tokenizers than the first one, `preprocess` has those: the n-th of
     them, from 0 on, gives the inputs whose names end in `_<n + 2>`.

@@ -88,6 +88,11 @@ OPSET = 23
     metavar="T,T,…",
     help="What each one's logits are divided by, for --normalize temperature.",
 )
+@click.option(
+    "--heads",
+    metavar="NAME,NAME,…",
+    help="Keep an output for each of several classifiers of the same text, with these names.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is there already.")
 @click.option(
     "--trust-remote-code", is_flag=True, help="Run the Python code that comes with the checkpoint."
@@ -107,6 +112,7 @@ def command(
     weights: tuple[float, ...] | None,
     normalize: str | None,
     temperature: tuple[float, ...] | None,
+    heads: str | None,
     overwrite: bool,
     trust_remote_code: bool,
     allow_pickle: bool,
@@ -117,7 +123,7 @@ def command(
     of a model on the Hugging Face hub. The graph is compared with the checkpoint at once, on varied
     text and with every kind of padding; if they differ, there is no artifact, and ARTIFACT.failed
     holds what shows it. Several checkpoints become one graph that gives their combination
-    (--ensemble).
+    (--ensemble), or what each says (--heads).
     """
     from tfc.steps.export_module import export
 
@@ -125,19 +131,21 @@ def command(
     combined = {"weights": weights, "normalize": normalize, "temperature": temperature}
     if ensemble is None:
         _refuse(combined, "is read with --ensemble only")
-        if len(checkpoints) > 1:
+        if len(checkpoints) > 1 and heads is None:
             raise nothing_combines(len(checkpoints))
-        own: dict[str, Any] = single
-    else:
+    own: dict[str, Any] = single
+    if ensemble is not None or heads is not None:
         _refuse(
             {"base": base, "revision": revision, "no_tokenizer": no_tokenizer},
-            "is about one checkpoint, and --ensemble combines several",
+            "is about one checkpoint, and not about several",
         )
-        own = {"ensemble": ensemble, **combined}
+        own = {"ensemble": ensemble, **combined} if ensemble is not None else {}
+        if heads is not None:
+            own["heads"] = [name.strip() for name in heads.split(",")]
     begun = time.perf_counter()
     with err.status("exporting") as status:
         result = export(
-            checkpoints[0] if ensemble is None else checkpoints,
+            checkpoints[0] if own is single else checkpoints,
             output,
             task=task,
             max_length=max_length,
@@ -155,6 +163,8 @@ def command(
     rows = {**_made_from(manifest), "task": manifest.task.name}
     if manifest.task.labels:
         rows["labels"] = f"{len(manifest.task.labels)}: {_shortened(manifest.task.labels)}"
+    for name, head in manifest.task.heads.items():
+        rows[f"head {name}"] = f"{len(head.labels)}: {_shortened(head.labels)}"
     if manifest.task.pooling:
         normalized = ", normalised" if manifest.task.normalize else ""
         rows["pooling"] = f"{manifest.task.pooling}{normalized}"

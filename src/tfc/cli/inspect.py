@@ -123,6 +123,7 @@ def _summary(manifest: Manifest) -> dict[str, str]:
             if part
         ),
         "labels": _labels(task.labels),
+        **{f"head {name}": _labels(head.labels) for name, head in task.heads.items()},
         "text": f"at most {preprocess.max_length} tokens, padded on the {preprocess.padding_side}"
         if preprocess
         else "",

@@ -1,11 +1,13 @@
-"""`tfc export --ensemble`: several checkpoints become one artifact."""
+"""`tfc export` with `--ensemble` or `--heads`: several checkpoints become one artifact."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tfc.ensemble import combination_of
+from tfc.ensemble import Combination, combination_of, side_by_side
 from tfc.errors import require
 from tfc.manifest import Step
 from tfc.steps.export import NAME, PACKAGES, ExportResult, existing_artifact, write_artifact
@@ -63,6 +65,85 @@ def export_ensemble(
         normalize=normalize,
         temperatures=temperature,
     )
+    options = {
+        "task": task,
+        "max_length": max_length,
+        "ensemble": ensemble,
+        "normalize": normalize,
+        "weights": list(combination.weights),
+        "temperature": list(combination.temperatures),
+    }
+    return _exported(
+        _Call(checkpoints, Path(output), combination, (), options, overwrite),
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        on_stage=on_stage,
+    )
+
+
+def export_heads(
+    checkpoints: Sequence[str | Path],
+    output: str | Path,
+    *,
+    heads: Sequence[str],
+    task: str | None = None,
+    max_length: int | None = None,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    on_stage: Callable[[str], None] = lambda what: None,
+) -> ExportResult:
+    """Export several classifiers as one graph with an output for each.
+
+    What they compute alike, a backbone that was frozen, is computed once. A prediction holds what
+    each classifier says, by its name.
+
+    Args:
+        checkpoints: two or more classifiers of texts with one tokenizer, and labels of their own.
+        output: the folder to create.
+        heads: a name for each: that of its output, and of its part of a prediction.
+        task: the task of all, if their architectures do not tell it.
+        max_length: a limit in tokens on the length of a text, below the models' own.
+        overwrite: replace an artifact that is there already.
+        trust_remote_code: run Python code that comes with the checkpoints.
+        allow_pickle: read weights that are pickles.
+        on_stage: called with a few words whenever a stage begins.
+
+    Raises:
+        MissingPackage: torch, transformers or onnx, or peft for an adapter, is not installed.
+        UsageError: names or checkpoints do not fit each other, or `output` holds something else.
+        BadCheckpoint: a checkpoint is missing, incomplete or of a kind that tfc does not take.
+        CheckFailed: the exported graph does not say what the classifiers say.
+    """
+    combination = side_by_side(len(checkpoints), heads)
+    options = {"task": task, "max_length": max_length, "heads": list(heads)}
+    return _exported(
+        _Call(checkpoints, Path(output), combination, tuple(heads), options, overwrite),
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        on_stage=on_stage,
+    )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What is to be made; `options` are what the step's record holds."""
+
+    checkpoints: Sequence[str | Path]
+    target: Path
+    combination: Combination
+    heads: tuple[str, ...]
+    options: dict[str, Any]
+    overwrite: bool
+
+
+def _exported(
+    call: _Call,
+    *,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    on_stage: Callable[[str], None],
+) -> ExportResult:
     for package in PACKAGES:
         require(package, "compile")
     from tfc.exporter.ensemble.export import export_ensemble as export_together
@@ -75,36 +156,29 @@ def export_ensemble(
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         )
-        for checkpoint in checkpoints
+        for checkpoint in call.checkpoints
     ]
     step = Step(
         name=NAME,
-        options={
-            "task": task,
-            "max_length": max_length,
-            "ensemble": ensemble,
-            "normalize": normalize,
-            "weights": list(combination.weights),
-            "temperature": list(combination.temperatures),
-        },
+        options=call.options,
         inputs={f"checkpoint {n}": source.sha256 for n, source in enumerate(sources, start=1)},
         outputs=[],
         versions={**versions_of(*PACKAGES), **onnxruntime_version()},
         seconds=0.0,
     )
-    target = Path(output)
-    existing = existing_artifact(target, step, overwrite)
+    existing = existing_artifact(call.target, step, call.overwrite)
     if existing is not None:
         return ExportResult(existing, skipped=True)
     artifact = write_artifact(
-        target,
+        call.target,
         step,
         lambda folder: export_together(
             sources,
             folder,
-            combination,
-            task=task,
-            max_length=max_length,
+            call.combination,
+            heads=call.heads,
+            task=call.options["task"],
+            max_length=call.options["max_length"],
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             on_stage=on_stage,

@@ -129,12 +129,16 @@ def reference_from_artifact(
     require("transformers", "compile")
     manifest, ensemble = artifact.manifest, artifact.manifest.ensemble
     records = [m.checkpoint for m in ensemble.members] if ensemble else [manifest.checkpoint]
-    allowed, task = _Allowed(trust_remote_code, allow_pickle), manifest.task.name
+    allowed = _Allowed(trust_remote_code, allow_pickle)
+    tasks = [head.name for head in manifest.task.heads.values()]
+    tasks = tasks or [manifest.task.name] * len(records)
     adapters = any(record.base for record in records)
     modules = [
         # Among adapters a whole model has no base; without any, a base is an error of the call.
         _module(record, task, place, base if record.base or not adapters else None, allowed)
-        for record, place in zip(records, _places(checkpoint, len(records)), strict=True)
+        for record, task, place in zip(
+            records, tasks, _places(checkpoint, len(records)), strict=True
+        )
     ]
     outputs = tuple(spec.name for spec in manifest.signature.outputs)
     if ensemble is None:
