@@ -25,7 +25,7 @@ _BOTH_WAYS = 2.0
 
 @dataclass(frozen=True)
 class Answers:
-    """What a graph says: `[…, values]` arrays; where rows have labels the main metric's name, value.
+    """What a graph says: `[…, values]` arrays, and the main metric where rows have labels.
 
     The metric is minus infinity where an output is not finite.
     """
