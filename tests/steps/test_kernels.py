@@ -96,6 +96,21 @@ def test_the_kernels_of_one_layer_in_their_order(records: list[KernelRecord]) ->
 
 @needs_rtx
 @pytest.mark.rtx
+def test_the_layers_of_a_family_with_rotary_embeddings_and_windows(tmp_path: Path) -> None:
+    """ModernBERT: its feed-forward network is gated, and a window may hide every key of a row."""
+    checkpoint = save_tiny_checkpoint(tmp_path / "c", "modernbert", head="TokenClassification")
+    artifact = tfc.export(checkpoint, tmp_path / "a").artifact
+    tfc.build_engine(artifact, precision="fp16", backend="tensorrt-rtx")
+    found = kernels_of_engine(artifact, ENGINE).graphs["model"]
+    summary = summary_of(found)
+    assert summary.layers == [8, 9]
+    assert (summary.waits, summary.kinds["attention"]) == (0, 2)
+    graph = ir.load(artifact.file("optimized/tensorrt/model.onnx")).graph
+    assert [node.op_type for node in graph].count("IsNaN") == 1  # the first layer has no window
+
+
+@needs_rtx
+@pytest.mark.rtx
 def test_a_kernel_names_its_nodes_and_their_modules(records: list[KernelRecord]) -> None:
     gemms = [r for r in records if r.kind == "gemm" and r.layer == 1]
     qkv, output, up, down = gemms
