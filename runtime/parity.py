@@ -51,15 +51,20 @@ class Parity:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an engine may be from fp32 PyTorch, in absolute terms, and where that is from."""
+    """How far an engine may be from fp32 PyTorch, in absolute terms, and where that is from.
+
+    `agreement` is the least agreement in what the model says; None where numbers alone decide.
+    """
 
     rms: float
     max_abs: float
     source: str
+    agreement: float | None = None
 
     def as_json(self) -> dict[str, float]:
         """The numbers as they stand in the manifest."""
-        return {"rms": self.rms, "max_abs": self.max_abs}
+        found = {"rms": self.rms, "max_abs": self.max_abs}
+        return found if self.agreement is None else {**found, "agreement": self.agreement}
 
 
 def tolerance_of(

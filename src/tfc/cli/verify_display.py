@@ -33,6 +33,8 @@ def show_parity(result: VerifyResult) -> None:
             out.print(f"{found.engine} {found.verdict}: {reason}")
         elif found.tolerance is not None:
             out.print(f"{found.engine}: allowed is {found.tolerance.source}")
+        if found.agreement is not None and found.agreement.holds:
+            out.print(f"{found.engine}: {found.agreement.text()}")
 
 
 def show_relations(result: VerifyResult) -> None:

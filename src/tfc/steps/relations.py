@@ -22,6 +22,7 @@ from tfc.runtime.backends.base import Runner
 from tfc.runtime.padding import Feed
 from tfc.runtime.parity import Tolerance, failures, parity_of, tolerance_of
 from tfc.steps.cases import output_axes, real_values
+from tfc.steps.noise import Noise
 from tfc.steps.reference import Recorded, Reference
 from tfc.steps.relation_inputs import (
     ALONE,
@@ -117,12 +118,12 @@ _PAIRS = {IDENTICAL: _identical, PERMUTED: _permuted, ALONE: _alone}
 class Relations:
     """Checks the relations of engines; PyTorch's values are kept for the next one.
 
-    `reference` is PyTorch in fp32, `in_precision` the same in others.
+    `reference` is PyTorch in fp32, `noise` computes as other precisions do.
     """
 
     artifact: Artifact
     reference: Reference | Recorded
-    in_precision: Callable[[str], Reference | Recorded]
+    noise: Noise
     kept: dict[tuple[str, str], list[Array]] = field(default_factory=dict)
 
     def of_engine(
@@ -152,7 +153,7 @@ class Relations:
             if case.name in OF_ROWS:
                 expected, got, tolerance = self._of_rows(case, case.feed, engine, seen)
             else:
-                expected, tolerance = self._of_pytorch(case, case.feed, engine.precision)
+                expected, tolerance = self._of_pytorch(case, case.feed, engine)
                 got = self._values(seen.run(case.feed, case.key), case.feed)
         except TfcError as error:
             return Relation(case.name, case.size, FAILED, str(error), feed=case.feed)
@@ -164,19 +165,20 @@ class Relations:
         return Relation(case.name, case.size, outcome, text, *sizes, case.feed)
 
     def _of_pytorch(
-        self, case: RelationCase, feed: Feed, precision: str
+        self, case: RelationCase, feed: Feed, engine: Engine
     ) -> tuple[list[Array], Tolerance]:
-        """PyTorch's values, and how far an engine of a precision may be from them."""
-        expected = self._kept(case, feed, "fp32")
-        floor = None if precision == "fp32" else self._kept(case, feed, precision)
-        return expected, tolerance_of(expected, floor, precision)
+        """PyTorch's values, and how far an engine may be from them."""
+        expected = self._kept(case, feed, "", self.reference)
+        noise = self.noise.key(engine)
+        floor = self._kept(case, feed, noise, self.noise.of(engine)) if noise else None
+        return expected, self.noise.tolerance(engine, expected, floor)
 
-    def _kept(self, case: RelationCase, feed: Feed, precision: str) -> list[Array]:
-        key = (case.key, precision)
+    def _kept(
+        self, case: RelationCase, feed: Feed, noise: str, call: Callable[[Feed], Outputs]
+    ) -> list[Array]:
+        key = (case.key, noise)
         if key not in self.kept:
-            fp32 = precision == "fp32"
-            reference = self.reference if fp32 else self.in_precision(precision)
-            self.kept[key] = self._values(reference(feed), feed)
+            self.kept[key] = self._values(call(feed), feed)
         return self.kept[key]
 
     def _of_rows(
@@ -186,15 +188,15 @@ class Relations:
         pairs = list(_PAIRS[case.name](feed, seen, case.key, list(self._axes_of_rows())))
         expected = [v for given, right, _ in pairs for v in self._values(right, given)]
         got = [v for given, _, found in pairs for v in self._values(found, given)]
-        return expected, got, self._tolerance_of_rows(expected, case, feed, engine.precision)
+        return expected, got, self._tolerance_of_rows(expected, case, feed, engine)
 
     def _tolerance_of_rows(
-        self, expected: list[Array], case: RelationCase, feed: Feed, precision: str
+        self, expected: list[Array], case: RelationCase, feed: Feed, engine: Engine
     ) -> Tolerance:
-        """A batch of another size rounds anew: as far as PyTorch's half is from its fp32."""
-        if precision == "fp32" or isinstance(self.reference, Recorded):
+        """A batch of another size rounds anew: as far as the precision is from fp32."""
+        if not self.noise.key(engine) or isinstance(self.reference, Recorded):
             return tolerance_of(expected, None, "fp32")
-        return self._of_pytorch(case, feed, precision)[1]
+        return self._of_pytorch(case, feed, engine)[1]
 
     def _axes_of_rows(self) -> dict[str, list[int | str]]:
         """The axes of the outputs that have a row for each row that goes in."""

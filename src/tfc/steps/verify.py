@@ -35,7 +35,7 @@ def verify(
     limit: int = DEFAULT_LIMIT,
     relations: bool = True,
     bisect: bool = False,
-    checkpoint: str | None = None,
+    checkpoint: str | Sequence[str] | None = None,
     base: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -61,7 +61,8 @@ def verify(
         relations: check as well what must hold for any data (`tfc.steps.relations`): padding on
             either side, the independence of rows, odd texts.
         bisect: find the first pass, layer and node where an engine leaves PyTorch.
-        checkpoint: where the checkpoint is now, if it was moved since export.
+        checkpoint: where the checkpoint is now, if it was moved since export; for an ensemble
+            one for each member, in their order.
         base: where the base model of an adapter is now.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
@@ -97,7 +98,7 @@ def verify(
         )
     yardstick = yardstick_of(artifact, cases, labelled, reference, max_drop, on_progress)
     if relations:
-        checks = Relations(artifact, reference, yardstick.in_precision)
+        checks = Relations(artifact, reference, yardstick.noise)
         yardstick = replace(yardstick, relations=checks)
     found = tuple(yardstick.verdict(name) for name in names)
     bisections = tuple(yardstick.bisection(one) for one in found) if bisect else ()

@@ -15,6 +15,7 @@ from tfc.runtime.parity import Parity, Tolerance
 from tfc.steps.bisect_report import Bisection
 from tfc.steps.cases import Cases
 from tfc.steps.generation_cases import GenerationCases
+from tfc.steps.int8_verdict import Agreement
 from tfc.steps.record import versions_of
 from tfc.steps.relations import Relation
 from tfc.steps.task_metrics import EngineMetrics, Judge
@@ -28,7 +29,8 @@ class EngineVerdict:
     """What was found for one engine.
 
     `parity` and `tolerance` are None where it was not run, `metrics` also where the data has no
-    labels. `relations` are what must hold for any data; empty where they were not wanted.
+    labels, `agreement` but for int8. `relations` are what must hold for any data; empty where they
+    were not wanted.
     """
 
     engine: str
@@ -37,6 +39,7 @@ class EngineVerdict:
     parity: Parity | None
     tolerance: Tolerance | None
     metrics: EngineMetrics | None = None
+    agreement: Agreement | None = None
     relations: tuple[Relation, ...] = ()
 
 
@@ -114,6 +117,8 @@ def verdicts_of(result: VerifyResult) -> dict[str, Verdict]:
     for found in result.verdicts:
         engine = artifact.manifest.engines[found.engine]
         outputs = {result.output: found.parity.as_json()} if found.parity else {}
+        if found.agreement is not None:
+            outputs[result.output]["agreement"] = found.agreement.value
         records[found.engine] = Verdict(
             verdict=found.verdict,
             reason=found.reason,

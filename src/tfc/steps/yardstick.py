@@ -16,13 +16,15 @@ from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.padding import Feed
-from tfc.runtime.parity import failures, parity_of, tolerance_of
+from tfc.runtime.parity import Tolerance, failures, parity_of
 from tfc.steps.batches import Outputs
 from tfc.steps.bisect import Measured, bisect
 from tfc.steps.bisect_report import Bisection
 from tfc.steps.cases import Cases
 from tfc.steps.generation_cases import GenerationCases
+from tfc.steps.int8_verdict import Agreement, int8_agreement
 from tfc.steps.labelled import Labelled
+from tfc.steps.noise import Noise
 from tfc.steps.record import OnProgress
 from tfc.steps.reference import Recorded
 from tfc.steps.relations import Relation, Relations, failing
@@ -57,9 +59,9 @@ class _Tap:
 class Yardstick:
     """What engines are compared with: PyTorch's values, and its metrics where there are labels.
 
-    `floors` are the values of PyTorch in other precisions, once they were asked for, `got` those
-    of the engines that were run, `halves` PyTorch in them; `relations` checks what must hold for
-    any data, where that is wanted.
+    `noise` computes as other precisions do, and `floors` are its values, once they were asked for;
+    `got` are those of the engines that were run; `relations` checks what must hold for any data,
+    where that is wanted.
     """
 
     artifact: Artifact
@@ -69,9 +71,9 @@ class Yardstick:
     judge: Judge | None
     max_drop: float | None
     on_progress: OnProgress
+    noise: Noise
     floors: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
     got: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
-    halves: dict[str, Any] = field(default_factory=dict)
     relations: Relations | None = None
 
     def verdict(self, name: str) -> EngineVerdict:
@@ -80,7 +82,7 @@ class Yardstick:
         reason = _why_not_run(engine)
         if reason:
             return EngineVerdict(name, NOT_RUN, reason, None, None)
-        floor = self._floor(engine.precision)
+        floor = self._floor(engine)
         try:
             runners = runners_from_engine(self.artifact, engine)
         except (BadArtifact, BackendUnavailable) as error:
@@ -94,18 +96,27 @@ class Yardstick:
                 relations = self.relations.of_engine(engine, first, on_case)
         finally:
             close_all(runners)
-        tolerance = tolerance_of(self.expected, floor, engine.precision)
+        tolerance = self.noise.tolerance(engine, self.expected, floor)
         self.got[name] = got
         parity = parity_of(self.expected, got, tolerance)
         reasons = failures(parity, tolerance)
+        agreement = self._agreement(got, tolerance)
+        reasons += [] if agreement is None or agreement.holds else [agreement.text()]
         if self.judge is not None and metrics is not None and self.max_drop is not None:
             reasons += self.judge.too_low(metrics, self.max_drop)
         if not reasons:  # of an engine that is wrong on data too, the report lists them
             reasons += [f"relation {each}" for each in failing(relations)]
         verdict = FAILED if reasons else VERIFIED
         return EngineVerdict(
-            name, verdict, "; ".join(reasons), parity, tolerance, metrics, relations
+            name, verdict, "; ".join(reasons), parity, tolerance, metrics, agreement, relations
         )
+
+    def _agreement(self, got: list[npt.NDArray[Any]], tolerance: Tolerance) -> Agreement | None:
+        """How often an engine says what PyTorch says, where its tolerance asks for that."""
+        if tolerance.agreement is None:
+            return None
+        task = self.artifact.manifest.task
+        return int8_agreement(task, self.expected, got, tolerance.agreement)
 
     def bisection(self, found: EngineVerdict) -> Bisection:
         """Where an engine leaves PyTorch: on the data, or where only relations fail, on theirs."""
@@ -139,8 +150,8 @@ class Yardstick:
         """What the data gave."""
         tolerance = found.tolerance
         if tolerance is None:
-            precision = self.artifact.manifest.engines[found.engine].precision
-            tolerance = tolerance_of(self.expected, self._floor(precision), precision)
+            engine = self.artifact.manifest.engines[found.engine]
+            tolerance = self.noise.tolerance(engine, self.expected, self._floor(engine))
         return Measured(self.expected, self.got.get(found.engine), found.reason, tolerance)
 
     def _feeds_of_relations(self, found: EngineVerdict) -> list[Feed]:
@@ -155,10 +166,10 @@ class Yardstick:
         on_batch = partial(self.on_progress, "PyTorch on relations")
         expected = cases.values_of(self.reference, on_batch)
         floor = None
-        if engine.precision != "fp32":
-            floor = cases.values_of(self.in_precision(engine.precision), on_batch)
+        if self.noise.key(engine):
+            floor = cases.values_of(self.noise.of(engine), on_batch)
         got = cases.values_of(runner.run, on_batch)
-        return Measured(expected, got, "", tolerance_of(expected, floor, engine.precision))
+        return Measured(expected, got, "", self.noise.tolerance(engine, expected, floor))
 
     def _run(
         self, name: str, runners: dict[str, Runner]
@@ -170,19 +181,13 @@ class Yardstick:
         got = self.cases.of_engine({MODEL: tap}, on_batch)
         return got, self.judge.engine_metrics(tap.outputs)
 
-    def _floor(self, precision: str) -> list[npt.NDArray[Any]] | None:
-        """PyTorch's values in the engine's own precision; None for fp32."""
-        if precision != "fp32" and precision not in self.floors:
-            on_batch = partial(self.on_progress, f"PyTorch {precision}")
-            half = self.in_precision(precision)
-            self.floors[precision] = self.cases.of_reference(half, on_batch)
-        return self.floors.get(precision)
-
-    def in_precision(self, precision: str) -> Any:
-        """PyTorch in a half precision, made once."""
-        if precision not in self.halves:
-            self.halves[precision] = self.reference.in_precision(precision)
-        return self.halves[precision]
+    def _floor(self, engine: Engine) -> list[npt.NDArray[Any]] | None:
+        """The values of what computes as the engine's precision does; None for fp32."""
+        key = self.noise.key(engine)
+        if key and key not in self.floors:
+            on_batch = partial(self.on_progress, f"PyTorch {key}")
+            self.floors[key] = self.cases.of_reference(self.noise.of(engine), on_batch)
+        return self.floors.get(key)
 
 
 def yardstick_of(
@@ -203,4 +208,5 @@ def yardstick_of(
         tap = _Tap(reference)
         expected = labelled.cases.of_engine({MODEL: tap}, on_batch)
         judge = Judge(labelled, labelled.found(tap.outputs))
-    return Yardstick(artifact, cases, reference, expected, judge, max_drop, on_progress)
+    noise = Noise(artifact, reference)
+    return Yardstick(artifact, cases, reference, expected, judge, max_drop, on_progress, noise)
