@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from checkpoints import run_tfc, save_tiny_checkpoint
+from checkpoints import save_tiny_checkpoint
 from click.testing import CliRunner
 from ensembles import SMALL, logits_by_label
 from text_models import TEXTS
@@ -46,12 +46,13 @@ def weighted(tiny_checkpoint: Path, distilbert: Path, made_once: Made) -> Path:
     """BERT and DistilBERT, 3 to 1, and in `printed` what the command said. Copy, do not change."""
 
     def make(folder: Path) -> None:
-        done = run_tfc(
+        command = [
             *("export", tiny_checkpoint, distilbert, "-o", folder / "artifact"),
             *("--ensemble", "weighted", "--weights", "3,1"),
             *("--normalize", "temperature", "--temperature", "1,1.5"),
-        )
-        assert done.returncode == 0, done.stderr
+        ]
+        done = CliRunner().invoke(commands, list(map(str, command)))
+        assert done.exit_code == 0, done.stderr
         (folder / "printed").write_text(done.stdout)
         tfc.build_engine(folder / "artifact", backend="onnxruntime")
 
