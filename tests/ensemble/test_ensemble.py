@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from checkpoints import run_tfc, save_tiny_checkpoint
+from checkpoints import save_tiny_checkpoint
 from click.testing import CliRunner
-from ensembles import SMALL, logits_by_label, with_another_head
+from ensembles import SMALL, logits_by_label
 from text_models import TEXTS
 from tokenizers_made import byte_level
 
 import tfc
-from tfc.artifact import Artifact, graph_file
+from tfc.artifact import Artifact
 from tfc.cli import cli as commands
 from tfc.runtime import Session
 from tfc.runtime.tasks.scores import sigmoid, softmax
@@ -46,12 +46,13 @@ def weighted(tiny_checkpoint: Path, distilbert: Path, made_once: Made) -> Path:
     """BERT and DistilBERT, 3 to 1, and in `printed` what the command said. Copy, do not change."""
 
     def make(folder: Path) -> None:
-        done = run_tfc(
+        command = [
             *("export", tiny_checkpoint, distilbert, "-o", folder / "artifact"),
             *("--ensemble", "weighted", "--weights", "3,1"),
             *("--normalize", "temperature", "--temperature", "1,1.5"),
-        )
-        assert done.returncode == 0, done.stderr
+        ]
+        done = CliRunner().invoke(commands, list(map(str, command)))
+        assert done.exit_code == 0, done.stderr
         (folder / "printed").write_text(done.stdout)
         tfc.build_engine(folder / "artifact", backend="onnxruntime")
 
@@ -135,41 +136,6 @@ def test_an_engine_in_fp16_is_one_plan_with_every_block_fused(
     assert engine.audit["fused_attention"] == 3
 
 
-@pytest.fixture(scope="session")
-def heads(tiny_checkpoint: Path, made_once: Made) -> Path:
-    """The tiny checkpoint, twice, with another head each."""
-
-    def make(folder: Path) -> None:
-        for seed in (1, 2):
-            with_another_head(tiny_checkpoint, folder / f"head{seed}", seed)
-
-    return made_once("ensemble-heads", make)
-
-
-def test_a_backbone_that_members_share_is_computed_once(heads: Path, tmp_path: Path) -> None:
-    members = [heads / "head1", heads / "head2"]
-    made = tfc.export(members, tmp_path / "a", ensemble="mean").artifact
-    graph = onnx.load(made.file(graph_file("model"))).graph
-    counted = [node.op_type for node in graph.node].count
-    assert (counted("Attention"), counted("LayerNormalization")) == (2, 5)
-    weights = sum(len(tensor.raw_data) for tensor in graph.initializer)
-    single = (members[0] / "model.safetensors").stat().st_size
-    assert weights < 1.01 * single
-    # Two classifiers on one pooler, and what combines them.
-    assert counted("Gemm") == 3
-    assert made.manifest.graphs["model"].fusion_sites == {"attention": 2, "add_layernorm": 4}
-    assert made.manifest.steps[0].result["shared"]["weight_bytes"] > 0.9 * single
-    report = tfc.optimize(made, "tensorrt").report
-    assert report["fusions"] == {
-        "attention": {"found": 2, "expected": 2},
-        "add_layernorm": {"found": 4, "expected": 4},
-    }
-    tfc.build_engine(made, backend="onnxruntime")
-    expected = (probabilities(members[0]) + probabilities(members[1])) / 2
-    found = [list(prediction["scores"].values()) for prediction in said(tmp_path / "a")]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
 def test_members_with_their_own_tokenizers_read_every_text_themselves(tmp_path: Path) -> None:
     """WordPiece and byte-level BPE, several labels a text, a vote; one is shorter-sighted."""
     several = {"problem_type": "multi_label_classification"}
@@ -208,7 +174,7 @@ def test_members_with_their_own_tokenizers_read_every_text_themselves(tmp_path: 
         ]
     # A text that is too long for either, and a pair.
     assert len(said(tmp_path / "a", ["word " * 500, ("one", "two")])) == 2
-    cells = tfc.bench(made, batches=[2], lengths=[9], seconds=0.01).cells
+    cells = tfc.bench(made, batches=[2], lengths=[9], seconds=0.01, start=False).cells
     assert set(cells[0].timings) == {"pytorch", "onnxruntime-fp32"}
 
 

@@ -71,14 +71,26 @@ def test_each_head_says_what_its_model_says(
 
 
 def test_the_backbone_is_there_once_and_every_head_has_an_output(
-    heads: Path, tmp_path: Path
+    heads: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     artifact = Artifact.open(heads)
     graph = onnx.load(artifact.file("model.onnx")).graph
-    assert [node.op_type for node in graph.node].count("Attention") == 2
+    counted = [node.op_type for node in graph.node].count
+    # One backbone with its pooler, and two classifiers.
+    assert (counted("Attention"), counted("LayerNormalization"), counted("Gemm")) == (2, 5, 3)
     assert [value.name for value in graph.output] == ["intent", "mood"]
+    weights = sum(len(tensor.raw_data) for tensor in graph.initializer)
+    single = (tiny_checkpoint / "model.safetensors").stat().st_size
+    assert weights < 1.01 * single
     manifest = artifact.manifest
+    assert manifest.steps[0].result["shared"]["weight_bytes"] > 0.9 * single
     assert manifest.graphs["model"].fusion_sites == {"attention": 2, "add_layernorm": 4}
+    built = manifest.step("optimize:onnxruntime")
+    assert built is not None
+    assert built.result["fusions"] == {
+        "attention": {"found": 2, "expected": 2},
+        "add_layernorm": {"found": 4, "expected": 4},
+    }
     assert manifest.task.heads["mood"].problem == "multi_label"
     copy = Path(shutil.copytree(heads, tmp_path / "copy"))
     result = tfc.verify(copy)
