@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class Workload:
         padded: their tokens with padding.
         flops: matrix arithmetic that the model does for the tokens without padding; None where
             that is not told.
+        lengths: how many rows have so many tokens, by length.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Workload:
     tokens: int
     padded: int
     flops: int | None = None
+    lengths: Mapping[int, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """What it is, as it stands in the report."""
@@ -61,6 +63,7 @@ class Workload:
             "tokens": self.tokens,
             "padding": padding_waste(self.tokens, self.padded),
             "flops": self.flops,
+            "lengths": {str(length): rows for length, rows in sorted(self.lengths.items())},
         }
 
 

@@ -7,7 +7,7 @@ on a machine without a GPU and runs only on one that has it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tfc.errors import UsageError
+
 Arrays = Mapping[str, npt.NDArray[Any]]
+# Called with (what is under way, done, total).
+OnProgress = Callable[[str, int, int], None]
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Report to nobody."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,31 @@ class Built:
     notes: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build may be asked for beside the sizes.
+
+    Attributes:
+        compute_capabilities: the GPUs that an ahead-of-time build is for, as `8.9`; empty for
+            what the backend takes by itself.
+        on_progress: called while the backend compiles; what it raises stops the build.
+    """
+
+    compute_capabilities: tuple[str, ...] = ()
+    on_progress: OnProgress = no_progress
+
+
+DEFAULTS = BuildOptions()
+
+
+def no_capabilities(why: str) -> UsageError:
+    """What a backend says that cannot build for chosen GPUs."""
+    return UsageError(
+        f"compute capabilities can be chosen for the backend tensorrt-rtx only: {why}",
+        fix="Leave --sm out, or add --backend tensorrt-rtx",
+    )
+
+
 class Runner(Protocol):
     """A loaded engine. `run` may be called from several threads."""
 
@@ -156,7 +189,14 @@ class Backend(Protocol):
     def availability(self) -> Availability:
         """What this backend can do here. Never raises; imports its library only to look."""
 
-    def build(self, model: Path, engine: Path, inputs: Inputs, profile: Profile) -> Built:
+    def build(
+        self,
+        model: Path,
+        engine: Path,
+        inputs: Inputs,
+        profile: Profile,
+        options: BuildOptions = DEFAULTS,
+    ) -> Built:
         """Compile the ONNX file `model` into the file `engine`."""
 
     def load(self, engine: Path, threads: int | None = None) -> Runner:

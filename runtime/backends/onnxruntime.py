@@ -24,7 +24,17 @@ from tfc.errors import (
     first_line,
 )
 from tfc.files import link_or_copy
-from tfc.runtime.backends.base import Arrays, Availability, Built, Inputs, Profile, as_contiguous
+from tfc.runtime.backends.base import (
+    DEFAULTS,
+    Arrays,
+    Availability,
+    BuildOptions,
+    Built,
+    Inputs,
+    Profile,
+    as_contiguous,
+    no_capabilities,
+)
 from tfc.runtime.backends.onnxruntime_provider import CPU, best_provider
 from tfc.runtime.cores import usable_cores
 
@@ -60,7 +70,14 @@ class OnnxRuntimeBackend:
             return Availability(self.name, "", str(problem), str(problem))
         return Availability(self.name, version, hardware=best_provider().hardware)
 
-    def build(self, model: Path, engine: Path, inputs: Inputs, profile: Profile) -> Built:
+    def build(
+        self,
+        model: Path,
+        engine: Path,
+        inputs: Inputs,
+        profile: Profile,
+        options: BuildOptions = DEFAULTS,
+    ) -> Built:
         """Check that the ONNX file `model` loads and runs here; `engine` is then that file.
 
         One batch of the profile's smallest sizes is run, from the place where the engine will
@@ -70,7 +87,10 @@ class OnnxRuntimeBackend:
             BadArtifact: the file is not a whole ONNX graph.
             BadInput: the graph does not run at the smallest sizes.
             BackendUnavailable: this ONNX Runtime has no kernel for an operator of the graph.
+            UsageError: compute capabilities are asked for.
         """
+        if options.compute_capabilities:
+            raise no_capabilities("ONNX Runtime runs the graph as it is")
         ort = _library()
         link_or_copy(model, engine)
         try:

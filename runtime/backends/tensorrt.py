@@ -11,7 +11,14 @@ from pathlib import Path
 
 from tfc.errors import BackendUnavailable, EnvironmentProblem, MissingPackage
 from tfc.files import write_atomically
-from tfc.runtime.backends.base import Availability, Built, Inputs, Profile
+from tfc.runtime.backends.base import (
+    DEFAULTS,
+    Availability,
+    BuildOptions,
+    Built,
+    Inputs,
+    Profile,
+)
 from tfc.runtime.backends.cuda_memory import cudart_installed
 from tfc.runtime.backends.tensorrt_flavors import FLAVORS, Flavor
 from tfc.runtime.backends.tensorrt_network import plan_from_onnx
@@ -40,7 +47,14 @@ class TensorRTBackend:
             hardware=", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in gpus()),
         )
 
-    def build(self, model: Path, engine: Path, inputs: Inputs, profile: Profile) -> Built:
+    def build(
+        self,
+        model: Path,
+        engine: Path,
+        inputs: Inputs,
+        profile: Profile,
+        options: BuildOptions = DEFAULTS,
+    ) -> Built:
         """Compile the ONNX file `model` into the plan `engine`, for the sizes in `profile`.
 
         Raises:
@@ -48,11 +62,12 @@ class TensorRTBackend:
             BadInput: TensorRT cannot read the file, or cannot build the graph.
             ContractNotReached: an Attention has no fused kernel.
             BackendUnavailable: TensorRT cannot build on this machine.
-            UsageError: the profile does not fit the graph.
+            UsageError: the profile does not fit the graph, or the backend cannot build for the
+                GPUs that are asked for.
         """
         if problem := self._cannot_build():
             raise problem
-        plan = plan_from_onnx(self._flavor, model, inputs, profile, gpus())
+        plan = plan_from_onnx(self._flavor, model, inputs, profile, gpus(), options)
         write_atomically(engine, plan.data)
         versions = {self._flavor.module: self._flavor.version()}
         return Built(versions, plan.hardware, plan.kernels, plan.notes)

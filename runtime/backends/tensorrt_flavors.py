@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfc.errors import BackendUnavailable, MissingPackage
+from tfc.errors import BackendUnavailable, MissingPackage, UsageError
+from tfc.runtime.backends.base import no_capabilities
 from tfc.runtime.gpu import Gpu
 
 # A plan of TensorRT-RTX that names no compute capability runs on all of these (its page on
@@ -25,19 +26,49 @@ PORTABLE = "compute capability 8.0, 8.6, 8.9, 12.0 and later, Linux and Windows"
 TURING = "7.5"
 
 
-def target_this_gpu(trt: Any, config: Any, present: Sequence[Gpu]) -> str:
+def target_this_gpu(
+    trt: Any, config: Any, present: Sequence[Gpu], asked: Sequence[str] = ()
+) -> str:
     """A plan of TensorRT is timed on the GPU it is built on, and is for that kind of GPU."""
+    if asked:
+        raise no_capabilities("TensorRT builds for the GPU that it builds on")
     gpu = present[0]
     return f"{gpu.name} (compute capability {gpu.compute_capability})"
 
 
-def target_every_rtx_gpu(trt: Any, config: Any, present: Sequence[Gpu]) -> str:
-    """A portable plan, except where it would not run on any GPU of this machine (Turing)."""
-    if not present or any(gpu.compute_capability != TURING for gpu in present):
+def target_rtx_gpus(
+    trt: Any, config: Any, present: Sequence[Gpu], asked: Sequence[str] = ()
+) -> str:
+    """A plan for what is asked for; else a portable one.
+
+    A portable plan would not run on Turing: where no other GPU is in this machine, it is for that.
+
+    Raises:
+        UsageError: TensorRT-RTX does not know a compute capability that is asked for.
+    """
+    if not asked and present and all(gpu.compute_capability == TURING for gpu in present):
+        asked = (TURING,)
+    if not asked:
         return PORTABLE
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM75, 0)
-    return f"compute capability {TURING}"
+    known = _by_number(trt.ComputeCapability)
+    if unknown := [name for name in asked if name not in known]:
+        raise UsageError(
+            f"TensorRT-RTX cannot build for compute capability {', '.join(unknown)}",
+            fix=f"Choose among: {', '.join(known)}",
+        )
+    config.num_compute_capabilities = len(asked)
+    for place, name in enumerate(asked):
+        config.set_compute_capability(known[name], place)
+    return f"compute capability {', '.join(asked)}"
+
+
+def _by_number(capabilities: Any) -> dict[str, Any]:
+    """`8.9` → the member `SM89`, in their order."""
+    found: dict[str, Any] = {}
+    for name in dir(capabilities):
+        if match := re.fullmatch(r"SM(\d+)(\d)", name):
+            found[f"{match[1]}.{match[2]}"] = getattr(capabilities, name)
+    return dict(sorted(found.items(), key=lambda item: float(item[0])))
 
 
 @dataclass(frozen=True)
@@ -54,7 +85,8 @@ class Flavor:
         network_flags: major version → members of `NetworkDefinitionCreationFlag` that make a
             network strongly typed. Since TensorRT 11 every network is, and the flag is deprecated.
         builds_without_gpu: whether the builder works ahead of time.
-        target_hardware: sets what the plan is for; returns it as words for the manifest.
+        target_hardware: sets what the plan is for, of the GPUs present and those asked for; returns
+            it as words for the manifest.
     """
 
     name: str
@@ -65,7 +97,7 @@ class Flavor:
     oldest: tuple[int, int]
     network_flags: Mapping[int, tuple[str, ...]]
     builds_without_gpu: bool
-    target_hardware: Callable[[Any, Any, Sequence[Gpu]], str]
+    target_hardware: Callable[[Any, Any, Sequence[Gpu], Sequence[str]], str]
 
     def version(self) -> str:
         """The installed version, without importing it; empty where it is not installed."""
@@ -134,7 +166,7 @@ FLAVORS = {
         oldest=(1, 7),
         network_flags={},
         builds_without_gpu=True,
-        target_hardware=target_every_rtx_gpu,
+        target_hardware=target_rtx_gpus,
     ),
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tfc.errors import BackendUnavailable, BadInput, UsageError
-from tfc.runtime.backends.base import Inputs, Kernel, Profile
+from tfc.runtime.backends.base import DEFAULTS, BuildOptions, Inputs, Kernel, Profile
 from tfc.runtime.backends.kernel_log import kernels_from_inspector, kernels_from_log
 from tfc.runtime.backends.kernels import audit_of_kernels
 from tfc.runtime.backends.tensorrt_errors import (
@@ -27,6 +27,7 @@ from tfc.runtime.backends.tensorrt_errors import (
     parser_refusal,
 )
 from tfc.runtime.backends.tensorrt_flavors import Flavor
+from tfc.runtime.backends.tensorrt_progress import build_with_progress
 from tfc.runtime.gpu import Gpu
 
 _NO_PROFILE = -1  # what add_optimization_profile returns for a profile that it does not take
@@ -50,7 +51,12 @@ class Plan:
 
 
 def plan_from_onnx(
-    flavor: Flavor, model: Path, inputs: Inputs, profile: Profile, present: Sequence[Gpu]
+    flavor: Flavor,
+    model: Path,
+    inputs: Inputs,
+    profile: Profile,
+    present: Sequence[Gpu],
+    options: BuildOptions = DEFAULTS,
 ) -> Plan:
     """Build the ONNX file `model` for the shapes of `profile`.
 
@@ -60,10 +66,10 @@ def plan_from_onnx(
     Raises:
         BadInput: TensorRT cannot read the file, or cannot build the graph.
         BackendUnavailable: TensorRT cannot work on this machine.
-        UsageError: the profile does not fit the graph.
+        UsageError: the profile does not fit the graph, or there is no such GPU to build for.
     """
     trt = flavor.load()
-    build = _Build(flavor, trt, model, inputs, profile, present)
+    build = _Build(flavor, trt, model, inputs, profile, present, options)
     tried = build.run(decompose=False)
     if tried.data is None and lacks_attention_kernel(first_error(trt, tried.logger)):
         tried = build.run(decompose=True)
@@ -103,6 +109,7 @@ class _Build:
     inputs: Inputs
     profile: Profile
     present: Sequence[Gpu]
+    options: BuildOptions
 
     def run(self, *, decompose: bool) -> _Tried:
         """Build once."""
@@ -116,8 +123,10 @@ class _Build:
         config = builder.create_builder_config()
         config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
         _add_shapes(builder, config, network, self.inputs, self.profile, self.model)
-        hardware = self.flavor.target_hardware(self.trt, config, self.present)
-        memory = builder.build_serialized_network(network, config)
+        asked = self.options.compute_capabilities
+        hardware = self.flavor.target_hardware(self.trt, config, self.present, asked)
+        report = self.options.on_progress
+        memory = build_with_progress(self.trt, builder, network, config, report)
         data = None if memory is None else bytes(memory)
         return _Tried(data, hardware, logger, decomposable)
 

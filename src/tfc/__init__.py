@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tfc.steps.build import build_engine
     from tfc.steps.export_module import export, export_module
     from tfc.steps.optimize import optimize
+    from tfc.steps.report import report
     from tfc.steps.verify import verify
 
 _WHERE = {
@@ -30,6 +31,7 @@ _WHERE = {
     "export": "tfc.steps.export_module",
     "export_module": "tfc.steps.export_module",
     "optimize": "tfc.steps.optimize",
+    "report": "tfc.steps.report",
     "run_job": "tfc.runtime.jobs",
     "verify": "tfc.steps.verify",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "export",
     "export_module",
     "optimize",
+    "report",
     "run_job",
     "verify",
 ]

@@ -25,6 +25,7 @@ PURPOSES = {
     "images": "vision models, which read image files with Pillow",
     "ray": "batch jobs on a Ray cluster",
     "metrics": "batch jobs that Prometheus watches: tfc run --metrics-file",
+    "report": "pages about artifacts: tfc report",
     "eval": "metrics on labelled rows: tfc verify --label-column",
 }
 _DEVELOPMENT = {"dev", "demo"}  # extras for work on tfc itself

@@ -20,7 +20,17 @@ from tfc.cli import COMMANDS, Entry, LazyGroup, cli
 from tfc.cli.console import human_bytes, human_count, human_seconds, printable, progress, table
 from tfc.cli.console import out as console
 
-PIPELINE = ["export", "optimize", "build-engine", "verify", "bench", "run", "inspect", "doctor"]
+PIPELINE = [
+    "export",
+    "optimize",
+    "build-engine",
+    "verify",
+    "bench",
+    "run",
+    "report",
+    "inspect",
+    "doctor",
+]
 HEAVY = (
     *("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx"),
     "pyarrow",

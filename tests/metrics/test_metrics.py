@@ -17,7 +17,7 @@ from tfc.metrics.answers import AnswerScorer, exact_match, normalized, word_f1
 from tfc.metrics.base import UnknownLabel
 from tfc.metrics.bootstrap import RESAMPLES, SEED, paired_differences
 from tfc.metrics.classification import ClassificationScorer, LabelTally
-from tfc.metrics.correlation import CorrelationTally, SimilarityScorer
+from tfc.metrics.correlation import RegressionScorer, ScoreTally, SimilarityScorer
 from tfc.metrics.entities import EntityScorer
 
 LABELS = ["cancel", "refund", "other", "never"]
@@ -59,10 +59,10 @@ def test_correlations_are_scipys() -> None:
     random = np.random.default_rng(3)
     golds = random.integers(6, size=40).astype(float)
     scores = golds + random.standard_normal(40)
-    found = CorrelationTally(golds.tolist(), scores.tolist()).values(np.arange(40))
+    found = ScoreTally(golds.tolist(), scores.tolist()).values(np.arange(40))
     assert found["Spearman"] == pytest.approx(stats.spearmanr(golds, scores).statistic)
     assert found["Pearson"] == pytest.approx(np.corrcoef(golds, scores)[0, 1])
-    assert np.isnan(CorrelationTally([1.0, 1.0], [1.0, 2.0]).values(np.arange(2))["Pearson"])
+    assert np.isnan(ScoreTally([1.0, 1.0], [1.0, 2.0]).values(np.arange(2))["Pearson"])
 
 
 def test_similarity_is_the_cosine() -> None:
@@ -197,3 +197,70 @@ def test_tasks_without_metrics_and_packages_that_lack(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingPackage, match=r"'sklearn' is not .*pip install 'tfc\[eval\]'"):
         scorer_of(Task("text-classification", "single_label", LABELS))
+
+
+def ranked() -> tuple[list[float], list[float], list[str]]:
+    """Five queries: two of several rows, one of equal labels, two of one row."""
+    random = np.random.default_rng(5)
+    queries = ["a"] * 14 + ["b"] * 4 + ["c"] * 3 + ["d", "e"]
+    golds = [*map(float, random.integers(4, size=14)), 0.0, 3.0, 1.0, 0.0, *[1.0] * 3, 2.0, 0.0]
+    return golds, random.random(23).tolist(), queries
+
+
+def test_ndcg_is_scikit_learns_over_the_queries_that_can_be_ranked() -> None:
+    golds, scores, queries = ranked()
+    order = np.random.default_rng(6).permutation(23)
+    mixed = [[column[i] for i in order] for column in (golds, scores, queries)]
+    tally = ScoreTally(*mixed)
+    found = tally.values(np.arange(23))
+    assert list(found) == ["nDCG@10", "Spearman", "Pearson"]
+    expected = [
+        sklearn_metrics.ndcg_score([golds[rows]], [scores[rows]], k=10)
+        for rows in (slice(0, 14), slice(14, 18))
+    ]
+    assert found["nDCG@10"] == pytest.approx(np.mean(expected))
+    units = {mixed[2][rows[0]]: rows for rows in tally.units}
+    twice = np.concatenate([units["a"], units["d"], units["b"], units["a"]])
+    weighted = (2 * expected[0] + expected[1]) / 3
+    assert tally.values(twice)["nDCG@10"] == pytest.approx(weighted)
+    assert np.isnan(tally.values(units["d"])["nDCG@10"])
+
+
+def test_draws_take_whole_queries() -> None:
+    golds, scores, queries = ranked()
+    tally = ScoreTally(golds, scores, queries)
+    worse = ScoreTally(golds, [-score for score in scores], queries)
+    seen: list[list[int]] = []
+
+    class Noting(ScoreTally):
+        def values(self, rows: Any) -> dict[str, float]:
+            seen.append(rows.tolist())
+            return super().values(rows)
+
+    found = paired_differences(Noting(golds, scores, queries), worse, 23)
+    first = seen[1]
+    for query in set(queries):
+        rows = [place for place, name in enumerate(queries) if name == query]
+        assert len({first.count(row) for row in rows}) == 1
+    every = np.arange(23)
+    change = worse.values(every)["nDCG@10"] - tally.values(every)["nDCG@10"]
+    assert found["nDCG@10"].value == pytest.approx(change)
+    assert found["nDCG@10"].low <= change <= found["nDCG@10"].high
+
+
+@pytest.mark.parametrize(
+    ("golds", "queries"),
+    [([1.0, 2.0, 0.5], ["a", "b", "c"]), ([1.0, -2.0, 0.5], ["a", "a", "a"]), ([1.0, 2.0], [])],
+    ids=["a row for each query", "a gain below zero", "no queries"],
+)
+def test_no_ranking_where_there_is_nothing_to_rank(golds: list[float], queries: list[str]) -> None:
+    tally = ScoreTally(golds, [0.1, 0.2, 0.3][: len(golds)], queries)
+    assert tally.units is None
+    assert list(tally.values(np.arange(len(golds)))) == ["Spearman", "Pearson"]
+
+
+def test_the_scorer_of_a_reranker_ranks_by_query() -> None:
+    found = [[{"score": score}] for score in (0.9, 0.1, 0.5, 0.4)]
+    tally = RegressionScorer().tally([1.0, 0.0, 0.0, 1.0], found, ["q", "q", "r", "r"])
+    second = 1 / np.log2(3)  # the right one in the second place
+    assert tally.values(np.arange(4))["nDCG@10"] == pytest.approx((1 + second) / 2)

@@ -308,7 +308,7 @@ def test_a_wrong_member_is_found(planted: str, expected: str) -> None:
 
 def test_a_member_of_one_flavor_passes_in_the_function_its_row_names() -> None:
     body = "(trt, config):\n    config.set_compute_capability(trt.ComputeCapability.SM75, 0)\n"
-    assert list(problems_of_source(f"def target_every_rtx_gpu{body}")) == []
+    assert list(problems_of_source(f"def target_rtx_gpus{body}")) == []
     assert list(problems_of_source(f"def target_this_gpu{body}")) != []
 
 

@@ -14,7 +14,7 @@ from tfc.errors import (
     BadInput,
     UsageError,
 )
-from tfc.runtime.backends.base import Built, Inputs, Profile, Range
+from tfc.runtime.backends.base import BuildOptions, Built, Inputs, Profile, Range
 from tfc.runtime.backends.kernels import Audit, audit_of_kernels
 from tfc.runtime.backends.tensorrt import TENSORRT_RTX
 from tfc.runtime.backends.tensorrt_errors import (
@@ -112,6 +112,42 @@ def test_what_a_build_reports(built: tuple[Built, Path]) -> None:
     assert report.notes == ()
     assert plan.stat().st_size > sum(2 * int(np.prod(shape)) for shape in WEIGHTS.values())
     assert [path.name for path in plan.parent.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.rtx
+@needs_rtx
+def test_a_build_for_chosen_gpus_shows_how_far_it_is(tmp_path: Path) -> None:
+    model = save(tmp_path / "layer.onnx", LAYER, WEIGHTS, "float16")
+    seen: list[tuple[str, int, int]] = []
+    options = BuildOptions(("8.9", "12.0"), lambda *step: seen.append(step))
+    found = TENSORRT_RTX.build(model, tmp_path / "a.plan", inputs_of("float16"), SIZES, options)
+    assert found.hardware == "compute capability 8.9, 12.0"
+    assert found.kernels != ()
+    assert seen[0][0] == "compiling: building engine"
+    done = [step for _, step, _ in seen]
+    assert done == sorted(done)
+    assert len(set(done)) > 5
+    assert {total for *_, total in seen} == {100}
+    assert max(done) <= 100
+
+
+@pytest.mark.rtx
+@needs_rtx
+def test_a_build_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    model = save(tmp_path / "layer.onnx", LAYER, WEIGHTS, "float16")
+    calls: list[int] = []
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TENSORRT_RTX.build(
+            model, tmp_path / "a.plan", inputs_of("float16"), SIZES, BuildOptions((), interrupt)
+        )
+    assert len(calls) < 10  # TensorRT stopped soon after
+    assert [path.name for path in tmp_path.iterdir()] == ["layer.onnx"]
 
 
 @pytest.mark.rtx

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tfc.errors import MissingPackage
+from tfc.errors import MissingPackage, UsageError
 from tfc.runtime.backends.base import Inputs, Profile
 from tfc.runtime.backends.tensorrt import TENSORRT, TENSORRT_RTX
 from tfc.runtime.backends.tensorrt_flavors import (
@@ -14,7 +14,7 @@ from tfc.runtime.backends.tensorrt_flavors import (
     PORTABLE,
     Flavor,
     numbers_of_version,
-    target_every_rtx_gpu,
+    target_rtx_gpus,
     target_this_gpu,
 )
 from tfc.runtime.gpu import Gpu, gpus
@@ -42,7 +42,10 @@ class Config:
 
 class Module:
     class ComputeCapability:
+        CURRENT = "CURRENT"
+        SM120 = "SM120"
         SM75 = "SM75"
+        SM89 = "SM89"
 
 
 TURING, ADA = Gpu("NVIDIA T4", "7.5", "13.0"), Gpu("NVIDIA L4", "8.9", "13.0")
@@ -61,13 +64,28 @@ def test_an_rtx_plan_is_portable_but_on_a_turing_machine(
     present: tuple[Gpu, ...], hardware: str, capabilities: list[tuple[str, int]]
 ) -> None:
     config = Config()
-    assert target_every_rtx_gpu(Module, config, present) == hardware
+    assert target_rtx_gpus(Module, config, present) == hardware
     assert config.capabilities == capabilities
     assert config.num_compute_capabilities == len(capabilities)
 
 
 def test_a_tensorrt_plan_is_for_the_gpu_it_is_built_on() -> None:
     assert target_this_gpu(None, Config(), [ADA]) == "NVIDIA L4 (compute capability 8.9)"
+
+
+def test_an_rtx_plan_for_chosen_gpus() -> None:
+    config = Config()
+    hardware = target_rtx_gpus(Module, config, (TURING,), ("8.9", "12.0"))
+    assert hardware == "compute capability 8.9, 12.0"
+    assert config.num_compute_capabilities == 2
+    assert config.capabilities == [("SM89", 0), ("SM120", 1)]
+    with pytest.raises(UsageError) as raised:
+        target_rtx_gpus(Module, Config(), (), ("8.9", "9.0"))
+    assert str(raised.value) == (
+        "TensorRT-RTX cannot build for compute capability 9.0. Choose among: 7.5, 8.9, 12.0"
+    )
+    with pytest.raises(UsageError, match="for the backend tensorrt-rtx only: TensorRT builds for"):
+        target_this_gpu(None, Config(), [ADA], ("8.9",))
 
 
 @without_gpu

@@ -39,6 +39,7 @@ COMMANDS = {
     "verify": Entry("tfc.cli.verify:command", "Check that an engine still says what PyTorch says."),
     "bench": Entry("tfc.cli.bench:command", "Measure the throughput and latency of an engine."),
     "run": Entry("tfc.cli.run:command", "Run a batch job: rows in, predictions out."),
+    "report": Entry("tfc.cli.report:command", "Write a page about an artifact, HTML or Markdown."),
     "inspect": Entry("tfc.cli.inspect:command", "Show what an artifact holds."),
     "doctor": Entry("tfc.cli.doctor:command", "Show what this machine can build and run."),
 }

@@ -6,11 +6,12 @@ task                      a row's label               metrics, the first is the 
 text-classification       the name or the index of    accuracy, macro F1; precision, recall, F1
                           one of the model's labels   and support by class
 … of several labels       a list of names or indices  micro F1, macro F1, exact match; by class
-… of one number           a number                    Spearman, Pearson
+… of one number           a number                    nDCG@10 where rows share their first text
+                                                      (a query); Spearman, Pearson
 token-classification      a list of entities:         F1, precision, recall of entities whose
                           start, end, label           span and label are right; by label
 question-answering        a list of answers           F1, exact match, as SQuAD counts them
-feature-extraction        a number for two texts      Spearman, Pearson of the cosine
+feature-extraction        a number for two texts      the same, of the cosine
 ========================  ==========================  ==========================================
 """
 

@@ -10,19 +10,19 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from tfc.errors import BadData
-from tfc.metrics.base import AnyLabels, Found, Indices, not_a, precision_recall_f1
+from tfc.metrics.base import AnyLabels, Found, Indices, LoneRows, not_a, precision_recall_f1
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-class AnswerTally:
+class AnswerTally(LoneRows):
     """Exact match and F1 of each row."""
 
     def __init__(self, exact: Sequence[float], f1: Sequence[float]) -> None:
@@ -43,7 +43,6 @@ class AnswerScorer(AnyLabels):
     An object with the answers under ``text``, as in SQuAD's files, is taken as well.
     """
 
-    main: ClassVar[str] = "F1"
     pair: ClassVar[str | None] = "context"
     splits: ClassVar[bool] = False
     decides: ClassVar[bool] = True
@@ -57,7 +56,9 @@ class AnswerScorer(AnyLabels):
             raise BadData("an answer is not a text")
         return texts or [""]
 
-    def tally(self, golds: Sequence[list[str]], found: Sequence[Found]) -> AnswerTally:
+    def tally(
+        self, golds: Sequence[list[str]], found: Sequence[Found], queries: Sequence[Hashable] = ()
+    ) -> AnswerTally:
         """Each row's best match."""
         pairs = [(gold, self.answer(each)) for gold, each in zip(golds, found, strict=True)]
         exact = [max(exact_match(text, answer) for text in gold) for gold, answer in pairs]

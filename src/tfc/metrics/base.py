@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -26,8 +26,12 @@ class Tally(Protocol):
     def values(self, rows: Indices) -> dict[str, float]:
         """The metrics of these rows, some of them perhaps more than once: by name, 0 to 1.
 
-        Correlations are -1 to 1, and NaN where all values are equal.
+        The first is the main one. Correlations are -1 to 1, and NaN where all values are equal.
         """
+
+    @property
+    def units(self) -> Sequence[Indices] | None:
+        """Rows that belong together, which a draw takes whole; None where each stands alone."""
 
     def report(self) -> dict[str, dict[str, float]]:
         """Precision, recall, F1 and support by class; empty where the task has no classes."""
@@ -37,13 +41,11 @@ class Scorer(Protocol):
     """Reads labels, and compares predictions with them.
 
     Attributes:
-        main: the metric that `max_drop` is about.
         pair: the field with the second text where the caller names none.
         splits: whether the two texts of a row are predicted one by one.
         decides: whether a prediction is a decision, which flips or does not.
     """
 
-    main: ClassVar[str]
     pair: ClassVar[str | None]
     splits: ClassVar[bool]
     decides: ClassVar[bool]
@@ -63,14 +65,25 @@ class Scorer(Protocol):
             BadData: all of them are equal, and a correlation is asked for.
         """
 
-    def tally(self, golds: Sequence[Any], found: Sequence[Found]) -> Tally:
-        """The predictions of all rows beside their labels."""
+    def tally(
+        self, golds: Sequence[Any], found: Sequence[Found], queries: Sequence[Hashable] = ()
+    ) -> Tally:
+        """The predictions of all rows beside their labels.
+
+        `queries` holds the first text of each row of two: what the second one was found for.
+        """
 
     def answer(self, found: Found) -> Any:
         """The decision in a prediction, as a JSON value."""
 
     def change(self, gold: Any, reference: Found, engine: Found) -> float:
         """How much nearer to the label the engine is than the reference; below 0 it is worse."""
+
+
+class LoneRows:
+    """A tally in which each row stands alone."""
+
+    units = None
 
 
 class AnyLabels:

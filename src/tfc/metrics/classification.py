@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tfc.errors import require
-from tfc.metrics.base import AnyLabels, Found, Indices, UnknownLabel, not_a
+from tfc.metrics.base import AnyLabels, Found, Indices, LoneRows, UnknownLabel, not_a
 
 
-class LabelTally:
+class LabelTally(LoneRows):
     """Labels and predictions as indices `[rows]` into `labels`."""
 
     def __init__(self, golds: Sequence[int], predicted: Sequence[int], labels: list[str]) -> None:
@@ -61,7 +61,6 @@ class ClassificationScorer(AnyLabels):
         MissingPackage: scikit-learn is not installed.
     """
 
-    main: ClassVar[str] = "accuracy"
     pair: ClassVar[str | None] = None
     splits: ClassVar[bool] = False
     decides: ClassVar[bool] = True
@@ -83,7 +82,9 @@ class ClassificationScorer(AnyLabels):
             raise UnknownLabel(str(value))
         return value
 
-    def tally(self, golds: Sequence[int], found: Sequence[Found]) -> LabelTally:
+    def tally(
+        self, golds: Sequence[int], found: Sequence[Found], queries: Sequence[Hashable] = ()
+    ) -> LabelTally:
         """The labels beside the likeliest ones."""
         predicted = [self._indices[self.answer(each)] for each in found]
         return LabelTally(golds, predicted, self._labels)

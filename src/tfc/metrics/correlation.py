@@ -1,29 +1,48 @@
-"""Spearman's and Pearson's correlation of scores with those of the data."""
+"""Scores beside those of the data: how they correlate, and how they rank what is of one query."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from tfc.errors import BadData, require
 from tfc.metrics.base import Found, Indices, not_a
+from tfc.metrics.ranking import NDCG, Ranking
 
 # Names of the metrics: those in -1 to 1, where a percentage would mislead.
 SPEARMAN, PEARSON = CORRELATIONS = ("Spearman", "Pearson")
 
 
-class CorrelationTally:
-    """Two columns of numbers `[rows]`."""
+class ScoreTally:
+    """Two columns of numbers `[rows]`, and the query of each row.
 
-    def __init__(self, golds: Sequence[float], scores: Sequence[float]) -> None:
+    Where rows share a query, their ranking is the main metric, and a draw takes whole queries.
+    """
+
+    def __init__(
+        self, golds: Sequence[float], scores: Sequence[float], queries: Sequence[Hashable] = ()
+    ) -> None:
         self._golds, self._scores = np.asarray(golds, np.float64), np.asarray(scores, np.float64)
+        ranking = None
+        if len(queries) and self._golds.min() >= 0:  # a gain below 0 has no meaning
+            ranking = Ranking(self._golds, self._scores, queries)
+        self._ranking = ranking if ranking is not None and ranking.counts else None
+
+    @property
+    def units(self) -> Sequence[Indices] | None:
+        """The rows of each query."""
+        return self._ranking.units if self._ranking is not None else None
 
     def values(self, rows: Indices) -> dict[str, float]:
-        """Of ranks, and of values."""
+        """Of the ranking if there is one, of ranks, and of values."""
+        ranking = {} if self._ranking is None else {NDCG: self._ranking.ndcg(rows)}
+        return {**ranking, **self._correlations(rows)}
+
+    def _correlations(self, rows: Indices) -> dict[str, float]:
         from scipy.stats import pearsonr, spearmanr
 
         golds, scores = self._golds[rows], self._scores[rows]
@@ -43,14 +62,14 @@ class _Correlation(ABC):
     """Labels are numbers.
 
     Raises:
-        MissingPackage: scipy is not installed.
+        MissingPackage: scipy or scikit-learn is not installed.
     """
 
-    main: ClassVar[str] = SPEARMAN
     decides: ClassVar[bool] = False
 
     def __init__(self) -> None:
         require("scipy", "eval")
+        require("sklearn", "eval")
 
     def gold(self, value: Any) -> float:
         """The number."""
@@ -69,9 +88,11 @@ class _Correlation(ABC):
                 fix="Give rows with different labels",
             )
 
-    def tally(self, golds: Sequence[float], found: Sequence[Found]) -> CorrelationTally:
+    def tally(
+        self, golds: Sequence[float], found: Sequence[Found], queries: Sequence[Hashable] = ()
+    ) -> ScoreTally:
         """The numbers of the data beside those found."""
-        return CorrelationTally(golds, [self.answer(each) for each in found])
+        return ScoreTally(golds, [self.answer(each) for each in found], queries)
 
     @abstractmethod
     def answer(self, found: Found) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from tfc.metrics.base import (
     AnyLabels,
     Found,
     Indices,
+    LoneRows,
     UnknownLabel,
     not_a,
     precision_recall_f1,
@@ -25,7 +26,7 @@ Entity = tuple[int, int, str]
 Entities = frozenset[Entity]
 
 
-class EntityTally:
+class EntityTally(LoneRows):
     """The entities that rows are labelled with, and those that were found."""
 
     def __init__(self, golds: Sequence[Entities], found: Sequence[Entities]) -> None:
@@ -57,7 +58,6 @@ class EntityTally:
 class EntityScorer(AnyLabels):
     """A row's label is a list of entities: objects with `start`, `end` and `label`."""
 
-    main: ClassVar[str] = "F1"
     pair: ClassVar[str | None] = None
     splits: ClassVar[bool] = False
     decides: ClassVar[bool] = True
@@ -71,7 +71,9 @@ class EntityScorer(AnyLabels):
             raise not_a(value, "a list of entities")
         return frozenset(self._entity(each) for each in value)
 
-    def tally(self, golds: Sequence[Entities], found: Sequence[Found]) -> EntityTally:
+    def tally(
+        self, golds: Sequence[Entities], found: Sequence[Found], queries: Sequence[Hashable] = ()
+    ) -> EntityTally:
         """The entities of the labels beside those found."""
         return EntityTally(golds, [_entities(each) for each in found])
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tfc.metrics.base import AnyLabels, Found, Indices, not_a
+from tfc.metrics.base import AnyLabels, Found, Indices, LoneRows, not_a
 from tfc.metrics.classification import ClassificationScorer, report_of
 
 Flags = npt.NDArray[np.bool_]
 
 
-class LabelsTally:
+class LabelsTally(LoneRows):
     """Which labels rows have, and which were predicted: flags `[rows, labels]`."""
 
     def __init__(self, golds: Flags, predicted: Flags, labels: list[str]) -> None:
@@ -47,7 +47,6 @@ class MultiLabelScorer(AnyLabels):
         MissingPackage: scikit-learn is not installed.
     """
 
-    main: ClassVar[str] = "micro F1"
     pair: ClassVar[str | None] = None
     splits: ClassVar[bool] = False
     decides: ClassVar[bool] = True
@@ -64,7 +63,9 @@ class MultiLabelScorer(AnyLabels):
         flags[[self._one.gold(each) for each in value]] = True
         return flags
 
-    def tally(self, golds: Sequence[Flags], found: Sequence[Found]) -> LabelsTally:
+    def tally(
+        self, golds: Sequence[Flags], found: Sequence[Found], queries: Sequence[Hashable] = ()
+    ) -> LabelsTally:
         """The labels of rows beside those given."""
         predicted = [self.gold(self.answer(each)) for each in found]
         return LabelsTally(np.stack(golds), np.stack(predicted), self._labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ def _full(artifact: Artifact, batch: int, length: int, flops: FlopsOfRow) -> Wor
     one, tokens = flops(length), batch * length
     feed = full_batch(artifact, batch, length)
     total = None if one is None else one * batch
-    return Workload(f"{batch}×{length}", (feed,), batch, tokens, tokens, total)
+    name = f"{batch}×{length}"
+    return Workload(name, (feed,), batch, tokens, tokens, total, {length: batch})
 
 
 def full_batch(artifact: Artifact, batch: int, length: int) -> Feed:
@@ -131,6 +133,7 @@ def data_workload(
         tokens=sum(lengths),
         padded=sum(len(batch.indices) * batch.width for batch in plan),
         flops=None if None in work else sum(one or 0 for one in work),
+        lengths=Counter(lengths),
     )
 
 

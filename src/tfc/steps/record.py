@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
 
-# Called with (what is under way, done, total).
-OnProgress = Callable[[str, int, int], None]
+from tfc.runtime.backends.base import OnProgress, no_progress
 
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """Report to nobody."""
+__all__ = ["OnProgress", "no_progress", "onnxruntime_version", "versions_of"]
 
 
 def versions_of(*packages: str) -> dict[str, str]:

@@ -15,12 +15,14 @@ import numpy as np
 from tfc.metrics.base import Found, Tally
 from tfc.metrics.bootstrap import CONFIDENCE, RESAMPLES, SEED, Difference, paired_differences
 from tfc.metrics.correlation import CORRELATIONS
+from tfc.metrics.ranking import NDCG
 from tfc.steps.batches import Outputs, is_finite
-from tfc.steps.label_rows import MOST_NAMED
+from tfc.steps.label_rows import MOST_NAMED, LabelRow
 from tfc.steps.labelled import Labelled
 
 # A drop of just what is allowed is allowed: 0.9 - 0.895 is a little above 0.005.
 _ROUNDING = 1e-9
+_PLAIN = (*CORRELATIONS, NDCG)  # written without a percent sign, as the field does
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ class Judge:
 
     @property
     def main(self) -> str:
-        """The metric that `max_drop` is about."""
-        return self.labelled.scorer.main
+        """The metric that `max_drop` is about: the first."""
+        return next(iter(self.values))
 
     @cached_property
     def tally(self) -> Tally:
@@ -127,11 +129,18 @@ class Judge:
         }
 
     def _tally(self, found: list[Found]) -> Tally:
-        return self.labelled.scorer.tally([row.gold for row in self.labelled.rows], found)
+        rows = self.labelled.rows
+        return self.labelled.scorer.tally([r.gold for r in rows], found, _queries(rows))
 
     @property
     def _every(self) -> np.typing.NDArray[np.intp]:
         return np.arange(len(self.labelled.rows))
+
+
+def _queries(rows: Sequence[LabelRow]) -> list[str]:
+    """The first text of each row; none where rows have one text only."""
+    pairs = [row.texts[0] if isinstance(row.texts[0], tuple) else tuple(row.texts) for row in rows]
+    return [str(pair[0]) for pair in pairs] if all(len(pair) > 1 for pair in pairs) else []
 
 
 def drop_reasons(metric: str, before: float, after: float, max_drop: float) -> list[str]:
@@ -146,10 +155,10 @@ def drop_reasons(metric: str, before: float, after: float, max_drop: float) -> l
 
 
 def value_text(metric: str, value: float) -> str:
-    """A metric for people: `93.33%`, a correlation `0.9333`."""
-    return f"{value:.4f}" if metric in CORRELATIONS else f"{value:.2%}"
+    """A metric for people: `93.33%`, a correlation or nDCG `0.9333`."""
+    return f"{value:.4f}" if metric in _PLAIN else f"{value:.2%}"
 
 
 def points_text(metric: str, value: float) -> str:
-    """A difference of metrics for people: `0.50 points`, of correlations `0.0050`."""
-    return f"{value:.4f}" if metric in CORRELATIONS else f"{value * 100:.2f} points"
+    """A difference of metrics for people: `0.50 points`, of correlations and nDCG `0.0050`."""
+    return f"{value:.4f}" if metric in _PLAIN else f"{value * 100:.2f} points"
