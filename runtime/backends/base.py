@@ -206,3 +206,13 @@ class Backend(Protocol):
 def as_contiguous(inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
     """The arrays, each contiguous in memory, as native libraries want them."""
     return {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+
+
+def smallest_batch(inputs: Inputs, profile: Profile) -> dict[str, npt.NDArray[Any]]:
+    """Token 0 everywhere, and every token attended to: valid for any vocabulary."""
+    batch = {}
+    for name, (dtype, axes) in inputs.tensors.items():
+        shape = tuple(profile.of_axis(axis).min for axis in axes)
+        fill = 1 if name == "attention_mask" else 0
+        batch[name] = np.full(shape, fill, np.dtype(dtype))
+    return batch

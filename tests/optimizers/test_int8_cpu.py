@@ -11,10 +11,11 @@ import pytest
 from tfc.errors import BadInput, UsageError
 from tfc.optimizers.executor import outputs_of
 from tfc.optimizers.precision.int8.cpu_dynamic import cpu_dynamic
-from tfc.optimizers.precision.int8.cpu_products import symmetric_columns
 from tfc.optimizers.precision.int8.cpu_static import cpu_static, uint8_scale
+from tfc.optimizers.precision.int8.exact_products import use_exact_products
 from tfc.optimizers.precision.int8.ranges import Range
 from tfc.optimizers.precision.int8.sites import sites_of
+from tfc.optimizers.precision.int8.weights import quantized_weight
 
 pytestmark = pytest.mark.ort
 
@@ -77,7 +78,7 @@ def run(model: ir.Model, feed: dict[str, np.ndarray]) -> np.ndarray:
 def bound(x: np.ndarray, w: np.ndarray, ends: Range) -> np.ndarray:
     """How far an integer product may be off: each factor by half a step, and fp32 rounding."""
     step = float(uint8_scale(ends)[0])
-    columns = symmetric_columns(w)[1].astype(np.float64)
+    columns = quantized_weight(w, axis=1).scales.astype(np.float64)
     inner = x.shape[-1]
     off = np.abs(x).sum(-1, keepdims=True) * columns / 2 + np.abs(w).sum(0) * step / 2
     return off + inner * step * columns / 4 + 1e-5
@@ -201,12 +202,6 @@ def test_zero_is_exact(ends: Range, scale: float, zero: int) -> None:
     assert (float(got), int(at)) == (pytest.approx(scale), zero)
 
 
-def test_a_column_of_zeros_and_the_ends_of_int8() -> None:
-    values, scales = symmetric_columns(np.array([[0, -2, 1], [0, 1, 0.25]], np.float32))
-    assert values.tolist() == [[0, -127, 127], [0, 64, 32]]
-    assert scales.tolist() == pytest.approx([1, 2 / 127, 1 / 127])
-
-
 def _no_range(model: ir.Model) -> None:
     cpu_static(model, ["n0"], {"y": Range(0, 1)})
 
@@ -248,6 +243,20 @@ def test_refusals(graphs, kind: str, convert: Callable[[ir.Model], None], text: 
         convert(model)
     assert text in str(refusal.value)
     assert graphs.ops(model) == before
+
+
+@pytest.mark.parametrize("kind", ["no bias", "bias"])
+def test_the_judge_computes_the_same_without_vnni(graphs, monkeypatch, kind: str) -> None:
+    model = layer(graphs, *LAYERS[kind])
+    cpu_dynamic(model, sites(model))
+    feed = graphs.feed(model)
+    expected = run(model, feed)
+    monkeypatch.setattr("tfc.optimizers.executor.integer_products_saturate", lambda: True)
+    assert np.array_equal(run(model, feed), expected)
+    exact = model.clone()
+    use_exact_products(exact)
+    assert exact.graph[1].inputs[1].const_value.dtype == ir.DataType.UINT8
+    assert model.graph[1].inputs[1].const_value.dtype == ir.DataType.INT8
 
 
 def test_a_weight_that_is_not_finite_is_refused(graphs) -> None:

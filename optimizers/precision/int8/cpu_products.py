@@ -17,8 +17,8 @@ and its result would have to be split.)
 
 The activation is uint8 and the weight int8, because VNNI multiplies those. An int8 activation has
 no kernel (a quarter of the speed of fp32), a uint8 weight takes twice as long. On x86 without VNNI
-the product of uint8 and int8 saturates; the session is told to convert the weights there
-(`tfc.runtime.backends.onnxruntime`).
+the product of uint8 and int8 saturates; sessions convert the weights there
+(`tfc.vnni`).
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ from tfc.optimizers.graph import (
     set_type,
 )
 from tfc.optimizers.precision.int8.sites import sites_of
+from tfc.optimizers.precision.int8.weights import quantized_weight
 
 DOMAIN = "com.microsoft"
-# int8 without -128, so that the range is symmetric.
-_LARGEST = 127
 _GEMM_BIAS = 2
 
 
@@ -117,10 +116,11 @@ class _Writer:
         key = (source, bool(attribute(node, "transB", 0)), float(attribute(node, "alpha", 1.0)))
         if key not in self.weights:
             matrix = _matrix(source)
-            values, scales = symmetric_columns(matrix.T if key[1] else matrix)
+            made = quantized_weight(np.ascontiguousarray(matrix.T) if key[1] else matrix, axis=1)
+            scales = made.scales * np.float32(key[2])
             self.weights[key] = (
-                add_constant(self.model, f"{source.name}.int8", values),
-                add_constant(self.model, f"{source.name}.scale", scales * np.float32(key[2])),
+                add_constant(self.model, f"{source.name}.int8", made.values),
+                add_constant(self.model, f"{source.name}.scale", scales),
             )
         return self.weights[key]
 
@@ -148,17 +148,6 @@ def to_integer_products(model: ir.Model, sites: Collection[str], quantize: Quant
         writer.write(node)
     RemoveUnusedNodesPass()(model)
     model.opset_imports[DOMAIN] = 1
-
-
-def symmetric_columns(matrix: Matrix) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """A matrix [in, out] in int8 from -127 to 127, and the scale of each column [out].
-
-    Each number is off by half a scale at most. A column of zeros has the scale 1.
-    """
-    scales = (np.abs(matrix).max(axis=0) / _LARGEST).astype(np.float32)
-    scales[scales == 0] = 1
-    values = np.clip(np.rint(matrix / scales), -_LARGEST, _LARGEST)
-    return np.ascontiguousarray(values.astype(np.int8)), scales
 
 
 def _nodes_of(model: ir.Model, sites: Collection[str]) -> list[ir.Node]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--int8", is_flag=True, help="8-bit integers where the accuracy allows; see --calib.")
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]),
+    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]),
     default="auto",
     show_default=True,
     help="What builds the engine; auto takes the best that can run here.",

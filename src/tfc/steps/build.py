@@ -73,7 +73,8 @@ def build_engine(
     Args:
         artifact: an exported artifact, or its path.
         precision: `fp32`, `fp16`, `bf16` or `int8`.
-        backend: `tensorrt`, `tensorrt-rtx`, `onnxruntime`, or `auto` for the best that runs here.
+        backend: `tensorrt`, `tensorrt-rtx`, `onnxruntime`, `openvino`, or `auto` for the best that
+            runs here.
         batch: smallest, best and largest batch size.
         sequence: smallest, best and largest length in tokens.
         calib: for int8, a JSONL file with a text per row like those that the model will read.
