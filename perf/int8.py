@@ -77,9 +77,7 @@ def judged(
     artifact: tfc.Artifact, graph: ir.Model, rows: CalibrationRows, exact: Answers
 ) -> dict[str, Any]:
     """What a graph keeps on rows that it was not calibrated on."""
-    found = accuracy_of(
-        artifact.manifest.task, rows, exact, answers_of(runner_of(graph), rows, quiet)
-    )
+    found = accuracy_of(artifact.manifest.task, exact, answers_of(runner_of(graph), rows, quiet))
     return {
         "rows": rows.cases.rows,
         "agreement": found.agreement,

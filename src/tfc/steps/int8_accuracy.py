@@ -27,10 +27,11 @@ _BOTH_WAYS = 2.0
 class Answers:
     """What a graph says: `[…, values]` arrays, and the task's main metric where rows have labels.
 
-    The metric is minus infinity where an output is not finite.
+    The metric is minus infinity, without a name, where an output is not finite.
     """
 
     vectors: list[npt.NDArray[Any]]
+    name: str = ""
     metric: float | None = None
 
 
@@ -90,21 +91,22 @@ def answers_of(run: Run, rows: CalibrationRows, on_batch: OnBatch) -> Answers:
         if rows.labelled is not None:
             kept.append(outputs)
     on_batch(len(feeds), len(feeds))
-    return Answers(vectors, _metric(rows, kept))
+    return Answers(vectors, *_metric(rows, kept))
 
 
-def _metric(rows: CalibrationRows, outputs: list[Outputs]) -> float | None:
+def _metric(rows: CalibrationRows, outputs: list[Outputs]) -> tuple[str, float | None]:
+    """The name of the main metric, which is the first, and its value."""
     labelled = rows.labelled
     if labelled is None:
-        return None
+        return "", None
     if not is_finite(outputs):
-        return -np.inf
+        return "", -np.inf
     golds = [row.gold for row in labelled.rows]
     tally = labelled.scorer.tally(golds, labelled.found(outputs))
-    return tally.values(np.arange(len(golds)))[labelled.scorer.main]
+    return next(iter(tally.values(np.arange(len(golds))).items()))
 
 
-def accuracy_of(task: Task, rows: CalibrationRows, exact: Answers, got: Answers) -> Accuracy:
+def accuracy_of(task: Task, exact: Answers, got: Answers) -> Accuracy:
     """The quantised graph's answers beside those of fp32."""
     pairs = list(zip(exact.vectors, got.vectors, strict=True))
     wrong = np.concatenate([(e.astype(np.float64) - g).reshape(-1) for e, g in pairs])
@@ -116,7 +118,7 @@ def accuracy_of(task: Task, rows: CalibrationRows, exact: Answers, got: Answers)
         measure=measure_of(task),
         agreement=agreement_of(task, exact.vectors, got.vectors),
         decisions=decisions_in(task, exact.vectors),
-        metric=rows.labelled.scorer.main if rows.labelled is not None else "",
+        metric=exact.name,
         before=exact.metric,
         after=got.metric,
         rms=rms,
