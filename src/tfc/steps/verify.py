@@ -218,10 +218,10 @@ class _Yardstick:
         parity = parity_of(self.expected, got, tolerance)
         reasons = failures(parity, tolerance)
         agreement = None
-        if tolerance.agreement is not None:
+        if int8 and floor is not None:
             task = self.artifact.manifest.task
-            agreement = int8_agreement(task, self.expected, got, tolerance.agreement)
-            reasons += [] if agreement.holds else [agreement.text()]
+            agreement = int8_agreement(task, self.expected, floor, got, tolerance)
+            reasons += agreement.reasons()
         if self.judge is not None and metrics is not None and self.max_drop is not None:
             reasons += self.judge.too_low(metrics, self.max_drop)
         verdict = FAILED if reasons else VERIFIED
