@@ -77,9 +77,7 @@ def judged(
     artifact: tfc.Artifact, graph: ir.Model, rows: CalibrationRows, exact: Answers
 ) -> dict[str, Any]:
     """What a graph keeps on rows that it was not calibrated on."""
-    found = accuracy_of(
-        artifact.manifest.task, rows, exact, answers_of(runner_of(graph), rows, quiet)
-    )
+    found = accuracy_of(artifact.manifest.task, exact, answers_of(runner_of(graph), rows, quiet))
     return {
         "rows": rows.cases.rows,
         "agreement": found.agreement,
@@ -120,8 +118,8 @@ def target_report(artifact: tfc.Artifact, target: str, files: list[Path]) -> dic
         result = int8_step(artifact, target, "model").result
         graph = ir.load(artifact.file(optimized_file(target, precision="int8")))
         found.setdefault(TFC, []).append(judged(artifact, graph, rows[other], exact[other]))
-        keys = ("form", "method", "sites", "trials", "alphas")
-        builds.append({"seconds": seconds, **{key: result[key] for key in keys}})
+        keys = ("form", "forms", "method", "sites", "left", "kept", "trials", "alphas")
+        builds.append({"seconds": seconds, **{key: result[key] for key in keys if key in result}})
         audit = artifact.manifest.engines[f"{TARGETS[target]}-int8"].audit
         if audit:
             compiled = audit["precision"]["compiled"]

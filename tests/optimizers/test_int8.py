@@ -130,6 +130,14 @@ def test_where_each_method_stops() -> None:
     assert found["mse"].amax == pytest.approx(best, abs=0.41)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_ranges_of_nothing_and_of_zeros(method: str) -> None:
+    zeros = Histogram()
+    zeros.add(np.zeros(5))
+    found = ranges_from({"nothing": Histogram(), "zeros": zeros}, method)
+    assert found == {"nothing": Range(0.0, 0.0), "zeros": Range(0.0, 0.0)}
+
+
 def test_entropy_clips_what_hardly_happens() -> None:
     values = np.random.default_rng(0).normal(size=20_000)
     values[0] = 12.0

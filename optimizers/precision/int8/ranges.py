@@ -49,10 +49,13 @@ Ranges = Mapping[str, Range]
 
 
 def ranges_from(histograms: Mapping[str, Histogram], method: str) -> dict[str, Range]:
-    """The range of each activation, by one of `METHODS`."""
+    """The range of each activation, by one of `METHODS`; of one without values it is empty."""
     limit_of = METHODS[method]
     found = {}
     for name, histogram in histograms.items():
+        if histogram.low > histogram.high:
+            found[name] = Range(0.0, 0.0)
+            continue
         limit = limit_of(histogram)
         found[name] = Range(max(histogram.low, -limit), min(histogram.high, limit))
     return found

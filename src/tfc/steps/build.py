@@ -18,6 +18,7 @@ from tfc.runtime.backends.base import Availability, Backend, Built, Inputs, Prof
 from tfc.steps.calibration_rows import check_reads_text
 from tfc.steps.engine_audit import audit_engine, kernels_file
 from tfc.steps.int8 import convert_to_int8
+from tfc.steps.int8_forms import STATIC
 from tfc.steps.int8_notes import int8_notes
 from tfc.steps.int8_options import INT8, int8_options
 from tfc.steps.optimize import optimize
@@ -30,6 +31,7 @@ AUTO = "auto"
 RUNNABLE = "runnable"
 NOT_RUN = "built, not run"
 _CPU = "CPU"
+_FIXED_RANGES = "openvino"  # it is slow where ranges are those of each batch
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ def build_engine(
             fix="Give --int8, or leave the options of the calibration out",
         )
     chosen, why = _choose(backend, precision)
+    if int8 is not None and chosen.name == _FIXED_RANGES and int8.form == AUTO:
+        int8 = dataclasses.replace(int8, form=STATIC)
     available = chosen.availability()
     profile = profile_of(artifact, batch, sequence)
     optimize(

@@ -27,7 +27,7 @@ _BOTH_WAYS = 2.0
 class Answers:
     """What a graph says: `[…, values]` arrays, and the main metric where rows have labels.
 
-    The metric is minus infinity where an output is not finite.
+    The metric is minus infinity, without a name, where an output is not finite.
     """
 
     vectors: list[npt.NDArray[Any]]
@@ -95,7 +95,7 @@ def answers_of(run: Run, rows: CalibrationRows, on_batch: OnBatch) -> Answers:
 
 
 def _metric(rows: CalibrationRows, outputs: list[Outputs]) -> tuple[str, float | None]:
-    """The main metric and its name, where there are labels."""
+    """The name of the main metric, which is the first, and its value."""
     labelled = rows.labelled
     if labelled is None:
         return "", None
@@ -105,7 +105,7 @@ def _metric(rows: CalibrationRows, outputs: list[Outputs]) -> tuple[str, float |
     return next(iter(values.items()))
 
 
-def accuracy_of(task: Task, rows: CalibrationRows, exact: Answers, got: Answers) -> Accuracy:
+def accuracy_of(task: Task, exact: Answers, got: Answers) -> Accuracy:
     """The quantised graph's answers beside those of fp32."""
     pairs = list(zip(exact.vectors, got.vectors, strict=True))
     wrong = np.concatenate([(e.astype(np.float64) - g).reshape(-1) for e, g in pairs])

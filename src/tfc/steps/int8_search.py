@@ -51,7 +51,7 @@ class Bench:
         from tfc.optimizers.executor import runner_of
 
         got = answers_of(runner_of(graph), self.rows, partial(self.on_progress, what))
-        return accuracy_of(self.task, self.rows, self.exact, got)
+        return accuracy_of(self.task, self.exact, got)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def errors_of(form: Form, model: ir.Model, sites: Sequence[Site], bench: Bench) 
     for number, site in enumerate(sites):
         bench.on_progress(f"{form.name}: one site at a time", number, len(sites))
         got = answers_of(runner_of(form.graph([site])), rows, quiet)
-        found[site.node] = accuracy_of(bench.task, rows, exact, got).error
+        found[site.node] = accuracy_of(bench.task, exact, got).error
     bench.on_progress(f"{form.name}: one site at a time", len(sites), len(sites))
     return found
 

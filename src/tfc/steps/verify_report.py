@@ -119,6 +119,7 @@ def verdicts_of(result: VerifyResult) -> dict[str, Verdict]:
         outputs = {result.output: found.parity.as_json()} if found.parity else {}
         if found.agreement is not None:
             outputs[result.output]["agreement"] = found.agreement.value
+            outputs[result.output]["distance"] = found.agreement.distance
         records[found.engine] = Verdict(
             verdict=found.verdict,
             reason=found.reason,

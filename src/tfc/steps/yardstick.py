@@ -100,8 +100,8 @@ class Yardstick:
         self.got[name] = got
         parity = parity_of(self.expected, got, tolerance)
         reasons = failures(parity, tolerance)
-        agreement = self._agreement(got, tolerance)
-        reasons += [] if agreement is None or agreement.holds else [agreement.text()]
+        agreement = self._agreement(floor, got, tolerance)
+        reasons += agreement.reasons() if agreement is not None else []
         if self.judge is not None and metrics is not None and self.max_drop is not None:
             reasons += self.judge.too_low(metrics, self.max_drop)
         if not reasons:  # of an engine that is wrong on data too, the report lists them
@@ -111,12 +111,17 @@ class Yardstick:
             name, verdict, "; ".join(reasons), parity, tolerance, metrics, agreement, relations
         )
 
-    def _agreement(self, got: list[npt.NDArray[Any]], tolerance: Tolerance) -> Agreement | None:
+    def _agreement(
+        self,
+        floor: list[npt.NDArray[Any]] | None,
+        got: list[npt.NDArray[Any]],
+        tolerance: Tolerance,
+    ) -> Agreement | None:
         """How often an engine says what PyTorch says, where its tolerance asks for that."""
-        if tolerance.agreement is None:
+        if tolerance.agreement is None or floor is None:
             return None
         task = self.artifact.manifest.task
-        return int8_agreement(task, self.expected, got, tolerance.agreement)
+        return int8_agreement(task, self.expected, floor, got, tolerance)
 
     def bisection(self, found: EngineVerdict) -> Bisection:
         """Where an engine leaves PyTorch: on the data, or where only relations fail, on theirs."""
