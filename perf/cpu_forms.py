@@ -15,7 +15,6 @@ import json
 import platform
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from tfc.optimizers.passes import FusionPass
 from tfc.optimizers.stages import CLEAN, RAISE
 from tfc.runtime.backends import backend
 from tfc.runtime.cores import busy_share, usable_cores
-from tfc.runtime.throughput import measure
+from tfc.runtime.throughput import Workload, measure
 from tfc.steps.record import versions_of
 
 SHAPES = ((1, 16), (1, 128), (8, 64), (32, 128), (8, 256))
@@ -128,13 +127,12 @@ def main() -> None:
         for batch, length in SHAPES:
             feed = feed_of(batch, length)
             expected = runners[RAW].run(feed)["embedding"]
-            calls: dict[str, Callable[[], object]] = {}
             for form, runner in runners.items():
                 assert np.abs(runner.run(feed)["embedding"] - expected).max() < 1e-5, form
-                calls[form] = partial(runner.run, feed)
-            cell = measure(
-                calls, batch=batch, sequence=length, seconds=options.seconds, baseline=RAW
-            )
+            calls = {form: runner.run for form, runner in runners.items()}
+            tokens = int(feed["attention_mask"].sum())
+            work = Workload(f"{batch}×{length}", (feed,), batch, tokens, batch * length)
+            cell = measure(calls, work, seconds=options.seconds, baseline=RAW)
             ratios = "  ".join(f"{form} {ratio:.3f}" for form, ratio in cell.ratios.items())
             print(f"{batch}×{length}: {ratios}", flush=True)
             cells.append(cell.as_json())
