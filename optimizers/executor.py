@@ -6,7 +6,9 @@ take less than the standard allows, a copy of the graph is adapted first:
 1. its `Attention` does not broadcast a mask over the queries (the standard does), so such a
    mask is expanded (`tfc.optimizers.lowering.attention_mask`);
 2. it runs fp16 operations in fp32 and leaves out the roundings between them, so they are written
-   out (`tfc.optimizers.precision.simulation`).
+   out (`tfc.optimizers.precision.simulation`);
+3. its products of uint8 and int8 saturate on x86 without VNNI, so others are used there
+   (`tfc.optimizers.precision.int8.exact_products`).
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import onnx_ir as ir
 
 from tfc.optimizers.graph import constant, set_type
 from tfc.optimizers.lowering.attention_mask import ExpandAttentionMask
+from tfc.optimizers.precision.int8.exact_products import use_exact_products
 from tfc.optimizers.precision.simulation import has_half, simulate_half
 from tfc.optimizers.stand_ins import write_out_computed
+from tfc.vnni import integer_products_saturate
 
 Feed = Mapping[str, npt.NDArray[Any]]
 # An invalid graph raises; its error need not be printed too.
@@ -119,6 +123,8 @@ def _session_and_weights(model: ir.Model) -> tuple[Any, Outputs]:
     ExpandAttentionMask().apply(copy)
     if has_half(copy):
         simulate_half(copy)
+    if integer_products_saturate():
+        use_exact_products(copy)
     write_out_computed(copy)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

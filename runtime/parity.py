@@ -22,7 +22,7 @@ FP32_TOLERANCE = 1e-4
 NOISE_FACTOR = 3.0
 # A single value strays further than the mean; over 10^5 values the largest is about this many
 # root mean squares away when the errors are rounding.
-_PEAK_TO_RMS = 8.0
+PEAK_TO_RMS = 8.0
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,20 @@ class Parity:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an engine may be from fp32 PyTorch, in absolute terms, and where that is from."""
+    """How far an engine may be from fp32 PyTorch, in absolute terms, and where that is from.
+
+    `agreement` is the least agreement in what the model says; None where numbers alone decide.
+    """
 
     rms: float
     max_abs: float
     source: str
+    agreement: float | None = None
 
     def as_json(self) -> dict[str, float]:
         """The numbers as they stand in the manifest."""
-        return {"rms": self.rms, "max_abs": self.max_abs}
+        found = {"rms": self.rms, "max_abs": self.max_abs}
+        return found if self.agreement is None else {**found, "agreement": self.agreement}
 
 
 def tolerance_of(
@@ -79,7 +84,7 @@ def tolerance_of(
         return Tolerance(least, least, source)
     noise = _differences(expected, floor)
     rms = max(NOISE_FACTOR * float(np.sqrt(np.mean(noise**2))), least)
-    peak = max(NOISE_FACTOR * float(noise.max(initial=0.0)), _PEAK_TO_RMS * rms)
+    peak = max(NOISE_FACTOR * float(noise.max(initial=0.0)), PEAK_TO_RMS * rms)
     source = f"{NOISE_FACTOR:g} × the error of PyTorch itself in {precision}"
     return Tolerance(rms, peak, source)
 

@@ -16,6 +16,7 @@ and values are pinned to fp32, with the nodes that give and read them:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -88,6 +89,8 @@ def repaired_half(
     feeds: Sequence[Feed],
     too_large: Mapping[str, str],
     select: Select = list,
+    *,
+    at_least: float = 0.0,
 ) -> Repaired:
     """The graph in half precision with pins until the gate holds, or nothing is left to pin.
 
@@ -97,6 +100,8 @@ def repaired_half(
         feeds: real inputs.
         too_large: values that range analysis pins already.
         select: what of the outputs counts (positions of real tokens).
+        at_least: an error (root mean square) that is allowed whatever the noise floor is: what
+            something else adds anyway.
     """
     expected = select(outputs_of(model, feeds))
     floor = select(outputs_of(rounded_products(model, half), feeds))
@@ -104,6 +109,7 @@ def repaired_half(
     for number in range(1, MAX_ROUNDS + 1):
         converted, report = half_from_fp32(model, half, {*too_large, *pins})
         gate = gate_of(expected, select(outputs_of(converted, feeds)), floor)
+        gate = dataclasses.replace(gate, allowed=max(gate.allowed, at_least))
         if gate.holds or number == MAX_ROUNDS:
             break
         found = _pins(losses(model, converted, feeds), converted, half)

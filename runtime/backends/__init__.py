@@ -33,12 +33,20 @@ def _onnxruntime() -> Backend:
     return OnnxRuntimeBackend()
 
 
+def _openvino() -> Backend:
+    from tfc.runtime.backends.openvino import OpenVinoBackend
+
+    return OpenVinoBackend()
+
+
 # Best first: TensorRT times its kernels on the GPU that it builds for, TensorRT-RTX finishes
-# portable ones on it, and ONNX Runtime's GPU kernels are fixed.
+# portable ones on it, and ONNX Runtime's GPU kernels are fixed. OpenVINO, for CPUs, is last: it is
+# taken where it is asked for, and for precisions that ONNX Runtime has no CPU kernels for.
 _MAKERS: dict[str, Callable[[], Backend]] = {
     "tensorrt": _tensorrt,
     "tensorrt-rtx": _tensorrt_rtx,
     "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
 }
 BACKEND_NAMES = tuple(_MAKERS)
 
@@ -100,6 +108,8 @@ def why_no_kernels(found: Availability, precision: str) -> str:
     """Why the backend cannot compute in `precision` here; empty where it can."""
     if precision in _NO_KERNELS.get((found.name, found.hardware), ()):
         return f"{found.name} has no {precision} kernels for the {found.hardware}"
+    if precision == "int8" and found.name == "onnxruntime" and found.hardware != "CPU":
+        return "onnxruntime has int8 kernels for the CPU only"
     return ""
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfc.errors import UsageError
+from tfc.runtime.padding import MASK, split_name
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 # Called with (what is under way, done, total).
@@ -206,3 +207,13 @@ class Backend(Protocol):
 def as_contiguous(inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
     """The arrays, each contiguous in memory, as native libraries want them."""
     return {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+
+
+def smallest_batch(inputs: Inputs, profile: Profile) -> dict[str, npt.NDArray[Any]]:
+    """Token 0 everywhere, and every token attended to: valid for any vocabulary."""
+    batch = {}
+    for name, (dtype, axes) in inputs.tensors.items():
+        shape = tuple(profile.of_axis(axis).min for axis in axes)
+        fill = 1 if split_name(name)[0] == MASK else 0
+        batch[name] = np.full(shape, fill, np.dtype(dtype))
+    return batch

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from tfc.errors import (
@@ -34,9 +33,11 @@ from tfc.runtime.backends.base import (
     Profile,
     as_contiguous,
     no_capabilities,
+    smallest_batch,
 )
 from tfc.runtime.backends.onnxruntime_provider import CPU, best_provider
 from tfc.runtime.cores import usable_cores
+from tfc.vnni import integer_products_saturate
 
 REBUILD = "Build the engine again with: tfc build-engine"
 UPGRADE = "Upgrade it with: pip install -U onnxruntime-gpu (onnxruntime on machines without a GPU)"
@@ -95,7 +96,7 @@ class OnnxRuntimeBackend:
         link_or_copy(model, engine)
         try:
             runner = self.load(engine)
-            runner.run(_smallest_batch(inputs, profile))
+            runner.run(smallest_batch(inputs, profile))
             runner.close()
         except TfcError:
             engine.unlink(missing_ok=True)
@@ -118,6 +119,8 @@ class OnnxRuntimeBackend:
         # Threads that wait without spinning: a session runs several batches at once, and spinning
         # takes the cores from the others (on two cores, 1.3 times the CPU time per batch).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if integer_products_saturate():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         options.log_severity_level = _ERROR
         with _loading(engine, ort):
             session = ort.InferenceSession(str(engine), options, providers=provider.names)
@@ -167,16 +170,6 @@ def _library() -> Any:
             fix="Install it again with: pip install --force-reinstall onnxruntime-gpu",
         )
     return onnxruntime
-
-
-def _smallest_batch(inputs: Inputs, profile: Profile) -> dict[str, npt.NDArray[Any]]:
-    """Token 0 everywhere, and every token attended to: valid for any vocabulary."""
-    batch = {}
-    for name, (dtype, axes) in inputs.tensors.items():
-        shape = tuple(profile.of_axis(axis).min for axis in axes)
-        fill = 1 if name == "attention_mask" else 0
-        batch[name] = np.full(shape, fill, np.dtype(dtype))
-    return batch
 
 
 @contextmanager

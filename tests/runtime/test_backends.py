@@ -17,9 +17,11 @@ NO_GPU = "no GPU is present. Run it on a machine with one"
 
 def test_the_table_is_in_order_of_preference() -> None:
     table = backends()
-    assert list(table) == ["tensorrt", "tensorrt-rtx", "onnxruntime"]
+    assert list(table) == ["tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]
     assert [found.name for found in table.values()] == list(table)
-    assert [found.target for found in table.values()] == ["tensorrt", "tensorrt", "onnxruntime"]
+    assert [found.target for found in table.values()] == [
+        "tensorrt", "tensorrt", "onnxruntime", "onnxruntime",
+    ]  # fmt: skip
 
 
 def test_every_backend_says_what_it_can_do_here() -> None:

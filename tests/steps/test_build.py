@@ -22,6 +22,10 @@ needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed"
 )
 
+needs_openvino = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed"
+)
+
 
 def test_a_second_build_is_skipped_until_something_changes(tiny_artifact: Path) -> None:
     artifact = tfc.Artifact.open(tiny_artifact)
@@ -42,6 +46,23 @@ def test_fp16_on_the_cpu_halves_the_file_and_says_what_it_is(tiny_artifact: Path
         "the CPU has no half-precision kernels here: weights are stored in fp16, "
         "arithmetic stays in fp32",
     )
+
+
+@needs_openvino
+def test_openvino_from_build_to_predictions(tiny_artifact: Path) -> None:
+    artifact = tfc.Artifact.open(tiny_artifact)
+    assert tfc.build_engine(artifact, backend="openvino").engine.state == "runnable"
+    verdicts = {v.engine: v.verdict for v in tfc.verify(artifact).verdicts}
+    assert verdicts == {"onnxruntime-fp32": "verified", "openvino-fp32": "verified"}
+    texts = ["where is my order", "refund", "please cancel it " * 9]
+    answers = []
+    for engine in verdicts:
+        with tfc.Session.load(tiny_artifact, engine) as session:
+            assert session.engine_name == engine
+            answers.append(session.predict(texts))
+    assert [p["label"] for p in answers[0]] == [p["label"] for p in answers[1]]
+    scores = [[p["score"] for p in answer] for answer in answers]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-5)
 
 
 @needs_rtx

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfc.cli.console import facts, human_bytes, human_seconds, out, progress
-from tfc.cli.options import SizeRange, allow_missed_option, artifact_argument, passes_option
+from tfc.cli.options import (
+    Percent,
+    SizeRange,
+    allow_missed_option,
+    artifact_argument,
+    passes_option,
+)
 
 if TYPE_CHECKING:
     from tfc.manifest import Engine
@@ -19,9 +25,10 @@ if TYPE_CHECKING:
 @artifact_argument
 @click.option("--fp16", is_flag=True, help="Half precision: 11 bits, up to 65504.  [default: fp32]")
 @click.option("--bf16", is_flag=True, help="Half precision: 8 bits, as large as fp32.")
+@click.option("--int8", is_flag=True, help="8-bit integers where the accuracy allows; see --calib.")
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]),
+    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]),
     default="auto",
     show_default=True,
     help="What builds the engine; auto takes the best that can run here.",
@@ -33,15 +40,60 @@ if TYPE_CHECKING:
     type=SizeRange(),
     help="Lengths in tokens to build for.  [default: 1:128:longest text]",
 )
+@click.option(
+    "--calib",
+    type=click.Path(),
+    metavar="DATA",
+    help="For int8: JSON lines with texts like those that the model will read.",
+)
+@click.option(
+    "--calib-method",
+    type=click.Choice(["auto", "min-max", "percentile", "entropy", "mse"]),
+    help="How ranges are found in them; auto compares.  [default: auto]",
+)
+@click.option(
+    "--calib-limit",
+    type=click.IntRange(min=1),
+    metavar="ROWS",
+    help="Read the first so many rows.  [default: 512]",
+)
+@click.option(
+    "--max-drop",
+    type=Percent(),
+    metavar="PERCENT",
+    help="How far int8 may be below fp32 on them: in the main metric with --label-column, or else"
+    " in agreement.  [default: 0.5%]",
+)
+@click.option(
+    "--text-column", metavar="FIELD", help="The field with the text.  [default: the task's]"
+)
+@click.option(
+    "--pair-column", metavar="FIELD", help="The field with the second text.  [default: the task's]"
+)
+@click.option("--label-column", metavar="FIELD", help="The field with the label.  [default: none]")
+@click.option(
+    "--int8-form",
+    type=click.Choice(["auto", "dynamic", "static"]),
+    help="For the CPU: ranges from each batch, or fixed; auto measures both.  [default: auto]",
+)
 @allow_missed_option
 @passes_option
 def command(
     artifact: str,
     fp16: bool,
     bf16: bool,
+    int8: bool,
     backend: str,
     batch: tuple[int, int, int] | None,
     sequence: tuple[int, int, int] | None,
+    calib: str | None,
+    calib_method: str | None,
+    calib_limit: int | None,
+    max_drop: float | None,
+    text_column: str | None,
+    pair_column: str | None,
+    label_column: str | None,
+    int8_form: str | None,
     allow_missed: bool,
     passes: tuple[str, ...],
 ) -> None:
@@ -51,25 +103,37 @@ def command(
     ahead of time, without a GPU; such an engine is recorded as built and not run. What TensorRT
     compiled is audited: every attention block and every add+LayerNorm must be in a fused kernel,
     and matrix products in half if the engine is called so. 'tfc inspect --kernels' lists them all.
+
+    With --int8 the texts of --calib are run first, to find the ranges of activations. Products are
+    in int8 as far as --max-drop allows; the most sensitive stay in fp16 (on the CPU in fp32).
     """
     from tfc.artifact import Artifact
     from tfc.errors import UsageError
     from tfc.steps.build import build_engine
 
-    if fp16 and bf16:
+    asked = [name for name, on in (("fp16", fp16), ("bf16", bf16), ("int8", int8)) if on]
+    if len(asked) > 1:
         raise UsageError(
-            "an engine has one precision, and two were asked for",
-            fix="Give --fp16 or --bf16, not both",
+            f"an engine has one precision, and {len(asked)} were asked for",
+            fix="Give one of --fp16, --bf16 and --int8",
         )
     opened = Artifact.open(artifact)
     begun = time.perf_counter()
     with progress("building") as report:
         result = build_engine(
             opened,
-            precision="fp16" if fp16 else "bf16" if bf16 else "fp32",
+            precision=asked[0] if asked else "fp32",
             backend=backend,
             batch=batch,
             sequence=sequence,
+            calib=calib,
+            calib_method=calib_method,
+            calib_limit=calib_limit,
+            max_drop=max_drop,
+            text_column=text_column,
+            pair_column=pair_column,
+            label_column=label_column,
+            int8_form=int8_form,
             allow_missed=allow_missed,
             passes=passes,
             on_progress=lambda what, done, total: report(done, total, what),

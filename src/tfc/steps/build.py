@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfc.artifact import Artifact
-from tfc.errors import BackendUnavailable
+from tfc.errors import BackendUnavailable, UsageError
 from tfc.kernel_report import report_to_json
 from tfc.manifest import Engine, Graph, Step
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.backends import choose_backend, why_no_kernels
 from tfc.runtime.backends.base import Availability, Backend, Built, Inputs, Profile
+from tfc.steps.calibration_rows import check_reads_text
 from tfc.steps.engine_audit import audit_engine, kernels_file
+from tfc.steps.int8 import convert_to_int8
+from tfc.steps.int8_notes import int8_notes
+from tfc.steps.int8_options import INT8, int8_options
 from tfc.steps.optimize import optimize
 from tfc.steps.precision import convert
 from tfc.steps.precision_notes import pin_notes
@@ -52,6 +56,14 @@ def build_engine(
     backend: str = AUTO,
     batch: tuple[int, int, int] | None = None,
     sequence: tuple[int, int, int] | None = None,
+    calib: str | Path | None = None,
+    calib_method: str | None = None,
+    calib_limit: int | None = None,
+    max_drop: float | None = None,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+    int8_form: str | None = None,
     allow_missed: bool = False,
     passes: Sequence[str] = (),
     on_progress: OnProgress = no_progress,
@@ -60,10 +72,22 @@ def build_engine(
 
     Args:
         artifact: an exported artifact, or its path.
-        precision: `fp32`, `fp16` or `bf16`.
-        backend: `tensorrt`, `tensorrt-rtx`, `onnxruntime`, or `auto` for the best that runs here.
+        precision: `fp32`, `fp16`, `bf16` or `int8`.
+        backend: `tensorrt`, `tensorrt-rtx`, `onnxruntime`, `openvino`, or `auto` for the best that
+            runs here.
         batch: smallest, best and largest batch size.
         sequence: smallest, best and largest length in tokens.
+        calib: for int8, a JSONL file with a text per row like those that the model will read.
+        calib_method: how ranges are found there: `min-max`, `percentile`, `entropy`, `mse`, or
+            `auto` (if None) for the one that changes the output least.
+        calib_limit: read the first so many rows; 512 if None.
+        max_drop: how far int8 may be below fp32 on these rows, in the task's main metric where
+            they have labels, or else in agreement: 0.005, if None, is half a point.
+        text_column: the field that holds the text; the task's own if None.
+        pair_column: the field that holds the second text; the task's own, if it has one, if None.
+        label_column: the field that holds the label; there are no labels if None.
+        int8_form: for ONNX Runtime's CPU provider `dynamic`, `static`, or `auto` (if None) for the
+            faster one that keeps the budget.
         allow_missed: build although a fusion was missed.
         passes: modules, or `.py` files, with passes of your own.
         on_progress: called with what is under way.
@@ -71,10 +95,30 @@ def build_engine(
     Raises:
         BackendUnavailable: the backend cannot build here, or not in this precision.
         ContractNotReached: a fusion was missed, the compiled kernels are not fused, or they
-            compute in another precision.
-        UsageError: the ranges are not in order, or beyond what the model takes.
+            compute in another precision; or the precision is not accurate enough.
+        UsageError: the ranges are not in order, or beyond what the model takes; or int8 has no
+            data, or another precision has.
+        BadData: the data cannot be used.
     """
     artifact = Artifact.of(artifact)
+    columns = (text_column, pair_column, label_column)
+    given = (calib, calib_method, calib_limit, max_drop, int8_form, *columns)
+    int8 = None
+    if precision == INT8:
+        int8 = int8_options(
+            calib,
+            method=calib_method,
+            max_drop=max_drop,
+            form=int8_form,
+            columns=columns,
+            limit=calib_limit,
+        )
+        check_reads_text(artifact)
+    elif any(value is not None for value in given):
+        raise UsageError(
+            f"calibration is for int8, and the precision is {precision}",
+            fix="Give --int8, or leave the options of the calibration out",
+        )
     chosen, why = _choose(backend, precision)
     available = chosen.availability()
     profile = profile_of(artifact, batch, sequence)
@@ -88,7 +132,9 @@ def build_engine(
     on_progress("setting the precision", 0, 1)
     weights_only = chosen.name == "onnxruntime" and available.hardware == _CPU
     models = {
-        graph: convert(artifact, chosen.target, graph, precision, weights_only=weights_only)
+        graph: convert_to_int8(artifact, chosen.target, graph, int8, on_progress)
+        if int8 is not None
+        else convert(artifact, chosen.target, graph, precision, weights_only=weights_only)
         for graph in artifact.manifest.graphs
     }
     name = engine_name(chosen.name, precision)
@@ -209,10 +255,12 @@ def _notes(
 ) -> tuple[str, ...]:
     if precision == "fp32":
         return ()
-    if weights_only:
+    if weights_only and precision != INT8:
         return (
             "the CPU has no half-precision kernels here: weights are stored in fp16, "
             "arithmetic stays in fp32",
         )
     steps = [artifact.manifest.step(f"precision:{model}") for model in models.values()]
+    if precision == INT8:
+        return tuple(note for step in steps for note in int8_notes(step))
     return tuple(note for step in steps if step is not None for note in pin_notes(step))

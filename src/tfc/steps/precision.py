@@ -80,7 +80,8 @@ def _run(artifact: Artifact, step: Step, graph: str) -> None:
     else:
         converted, result = _arithmetic(model, half, feeds, axes)
         result["fp32_share"] = _fp32_share(converted, profile_of(artifact, None, None))
-    _refuse_unless_held(artifact, step, result)
+    fix = f"Build in fp32: leave --{half.name} out" + ("" if half.wide else ", or try --bf16")
+    _refuse_unless_held(artifact, half.name, result, fix)
     with artifact.change() as change:
         save_onnx(converted, change.path(step.outputs[0]))
         seconds = time.perf_counter() - begun
@@ -104,7 +105,7 @@ def _weights(
 
 
 def _arithmetic(
-    model: ir.Model, half: HalfType, feeds: list[Feed], axes: Axes
+    model: ir.Model, half: HalfType, feeds: list[Feed], axes: Axes, at_least: float = 0.0
 ) -> tuple[ir.Model, dict[str, Any]]:
     """The graph computing in half, and what the manifest records of it."""
     from tfc.optimizers.precision.ranges import overflowing
@@ -114,7 +115,8 @@ def _arithmetic(
     too_large: dict[str, str] = {}
     if not half.wide:
         too_large = overflowing(model, feeds) | overflowing_scores(model, feeds)
-    found = repaired_half(model, half, feeds, too_large, partial(_meaningful, axes, feeds))
+    select = partial(_meaningful, axes, feeds)
+    found = repaired_half(model, half, feeds, too_large, select, at_least=at_least)
     return found.model, {
         "arithmetic": half.name,
         "half": found.report.half,
@@ -127,8 +129,30 @@ def _arithmetic(
     }
 
 
-def _refuse_unless_held(artifact: Artifact, step: Step, result: dict[str, Any]) -> None:
-    precision, gate = step.options["precision"], result["gate"]
+def checked_half(
+    artifact: Artifact, model: ir.Model, graph: str, precision: str, at_least: float
+) -> tuple[ir.Model, dict[str, Any]]:
+    """A graph made of one of the artifact's computing in half, and what was found about it.
+
+    An error of `at_least` (root mean square) is allowed whatever the noise floor is.
+
+    Raises:
+        ContractNotReached: it is further from the given one than its gate allows.
+    """
+    from tfc.optimizers.precision.types import HALF_TYPES
+
+    axes = {s.name: s.shape for s in artifact.manifest.graphs[graph].signature.outputs}
+    feeds = probe_feeds(artifact, graph, exact=False)
+    converted, result = _arithmetic(model, HALF_TYPES[precision], feeds, axes, at_least)
+    fix = f"What is not in int8 runs in {precision}: build in fp32 or --bf16 instead"
+    _refuse_unless_held(artifact, precision, result, fix)
+    return converted, result
+
+
+def _refuse_unless_held(
+    artifact: Artifact, precision: str, result: dict[str, Any], fix: str
+) -> None:
+    gate = result["gate"]
     if gate["error"] <= gate["allowed"]:
         return
     tried = f" after {result['rounds']} rounds of repair" if result.get("pins") else ""
@@ -137,8 +161,7 @@ def _refuse_unless_held(artifact: Artifact, step: Step, result: dict[str, Any]) 
         f"rounding its matrix products to {precision} gives {gate['floor']:.3g}, and "
         f"{gate['allowed']:.3g} is allowed",
         where=str(artifact.path),
-        fix=f"Build in fp32: leave --{precision} out"
-        + ("" if precision == "bf16" else ", or try --bf16"),
+        fix=fix,
     )
 
 

@@ -19,6 +19,7 @@ from tfc.steps.flops import UNKNOWN, Product
 # An engine of this precision computes nothing wider on purpose, but for what overflows and what
 # works on one vector per text (a classifier's head).
 _HALF = frozenset({"fp16", "bf16"})
+_INT8 = "int8"
 # A graph whose token tensors lie flat, [tokens, hidden], cannot be told from one with heads only;
 # where the heads outweigh the rest, it is not the model that its name promises.
 _LEAST_SHARE = 0.5
@@ -107,15 +108,17 @@ def check_precision(
     A product whose type is unknown is neither held against the engine nor for it.
 
     Args:
-        wanted: the engine's precision; only `fp16` and `bf16` promise something.
+        wanted: the engine's precision; `fp32` promises nothing.
         judged: its products.
         kept: the names of nodes that were left in fp32 because half precision overflows.
         where: what the error is about.
 
     Raises:
         ContractNotReached: products on token tensors run in fp32, or more than half of the
-            arithmetic does.
+            arithmetic does; or in int8, a product that the graph has quantised does not.
     """
+    if wanted == _INT8:
+        _check_quantized(judged, where)
     if wanted not in _HALF:
         return
     due = [one for one in judged if one.product.node not in kept and one.compiled != UNKNOWN]
@@ -131,6 +134,19 @@ def check_precision(
         f"the FLOPs, are compiled in fp32: {_named(wrong)}",
         where=where,
         fix=f"Look for the Cast before these nodes, or build in fp32: leave --{wanted} out",
+    )
+
+
+def _check_quantized(judged: Sequence[Judged], where: str) -> None:
+    quantized = [one for one in judged if one.product.precision == _INT8]
+    wrong = [one for one in quantized if one.compiled not in (_INT8, UNKNOWN)]
+    if not wrong:
+        return
+    raise ContractNotReached(
+        f"{len(wrong)} of the {len(quantized)} products that the graph has in int8 are compiled in "
+        f"another precision: {_named(wrong)}",
+        where=where,
+        fix="Look for what stands between DequantizeLinear and these nodes, or build with --fp16",
     )
 
 
