@@ -54,6 +54,16 @@ class SeveralTextEncoders(TextEncoder):
         super().__init__(path, preprocess, input_names)
         self._others = tuple(others)
 
+    @property
+    def limits(self) -> tuple[Preprocess, ...]:
+        """Those of the first tokenizer, and of the others."""
+        return (self.preprocess, *(other.preprocess for other in self._others))
+
+    def each(self, encoding: Any) -> tuple[Any, ...]:
+        """What each tokenizer gave for a text."""
+        found: tuple[Any, ...] = encoding.encodings
+        return found
+
     def encode(self, texts: Sequence[Text]) -> list[Any]:
         """Each text's tokens, of every tokenizer."""
         found = [super().encode(texts), *(other.encode(texts) for other in self._others)]

@@ -18,7 +18,7 @@ from tfc.artifact import Artifact
 from tfc.manifest import BATCH, DECODER, Engine
 from tfc.runtime.assembly import text_encoder_of
 from tfc.runtime.backends.base import Profile
-from tfc.runtime.padding import Feed, padded_left, with_holes
+from tfc.runtime.padding import Feed, input_name, padded_left, with_holes
 from tfc.runtime.tensors import profile_of
 from tfc.runtime.tokenization import ATTENTION_MASK, INPUT_IDS, TextEncoder
 from tfc.steps.cases import sample_media_feeds, sample_texts
@@ -85,12 +85,11 @@ def relation_cases(artifact: Artifact, engine: Engine, budget: int) -> list[Rela
         feed = sample_media_feeds(artifact)[0]
         return [*_none((*OF_PADDING, *OF_TEXTS), reason), *_row_cases(feed, profile, "", "samples")]
     encoder = text_encoder_of(artifact)
-    stream = [e.ids for e in encoder.encode([text for text in sample_texts(artifact) if text])]
-    ids = np.concatenate([np.asarray(one, np.int64) for one in stream])
+    streams = _streams(encoder, [text for text in sample_texts(artifact) if text])
     names = [spec.name for spec in manifest.signature.inputs]
     sized: list[RelationCase] = []
     for batch, sequence in sizes_of(profile, budget):
-        sized += _sized_cases(encoder, names, ids, batch, sequence, profile)
+        sized += _sized_cases(encoder, names, streams, batch, sequence, profile)
     return [*sized, *_text_cases(encoder, profile, budget)]
 
 
@@ -121,14 +120,13 @@ def _none(names: Sequence[str], reason: str) -> list[RelationCase]:
 def _sized_cases(
     encoder: TextEncoder,
     names: Sequence[str],
-    ids: Array,
+    streams: Sequence[_Stream],
     batch: int,
     sequence: int,
     profile: Profile,
 ) -> Iterator[RelationCase]:
     size = key = f"{batch} x {sequence}"
-    padding = encoder.preprocess.pad_id, encoder.preprocess.pad_type_id
-    feed = _feed(names, ids, batch, sequence, padding)
+    feed = _feed(names, streams, batch, sequence)
     if ATTENTION_MASK not in names:
         yield from _none(OF_PADDING, "the graph has no attention mask")
         yield from _row_cases(feed, profile, size, key)
@@ -144,15 +142,35 @@ def _sized_cases(
         key = f"{side} {size}"
     if profile.sequence.min == 1:
         key_of_one = f"one {batch}"
-        ones = _feed(names, ids, batch, 1, padding)
+        ones = _feed(names, streams, batch, 1)
         yield RelationCase(ONE, f"{batch} x 1", ones, key=key_of_one)
         feed, key = (feed, key) if sequence > 1 else (ones, key_of_one)
     yield from _row_cases(feed, profile, size, key)
 
 
-def _feed(
-    names: Sequence[str], ids: Array, batch: int, sequence: int, padding: tuple[int, int]
-) -> Feed:
+@dataclass(frozen=True)
+class _Stream:
+    """The tokens of real texts, one after another, as a tokenizer gives them; and its padding."""
+
+    ids: Array
+    pad_id: int
+    pad_type_id: int
+
+
+def _streams(encoder: TextEncoder, texts: Sequence[str]) -> list[_Stream]:
+    """One of each tokenizer."""
+    encoded = [encoder.each(encoding) for encoding in encoder.encode(list(texts))]
+    return [
+        _Stream(
+            np.concatenate([np.asarray(of.ids, np.int64) for of in one]),
+            limits.pad_id,
+            limits.pad_type_id,
+        )
+        for limits, one in zip(encoder.limits, zip(*encoded, strict=True), strict=True)
+    ]
+
+
+def _feed(names: Sequence[str], streams: Sequence[_Stream], batch: int, sequence: int) -> Feed:
     """Rows of real tokens, each shorter than the one before, padded right."""
     rows = np.arange(batch)
     lengths = np.maximum(1, sequence - rows * sequence // batch)
@@ -160,14 +178,17 @@ def _feed(
         lengths = np.maximum(1, lengths - sequence // 3)
     places = np.arange(sequence)
     mask = (places[None, :] < lengths[:, None]).astype(np.int64)
-    tokens = ids[(rows[:, None] * 7 + places[None, :]) % len(ids)]
-    if sequence > 1:
-        tokens[:, 0] = ids[0]  # what every text begins with
-    found = {
-        INPUT_IDS: np.where(mask == 1, tokens, padding[0]),
-        ATTENTION_MASK: mask,
-        "token_type_ids": np.where(mask == 1, 0, padding[1]),
-    }
+    found: Feed = {}
+    for number, stream in enumerate(streams):
+        tokens = stream.ids[(rows[:, None] * 7 + places[None, :]) % len(stream.ids)]
+        if sequence > 1:
+            tokens[:, 0] = stream.ids[0]  # what every text begins with
+        arrays = {
+            INPUT_IDS: np.where(mask == 1, tokens, stream.pad_id),
+            ATTENTION_MASK: mask,
+            "token_type_ids": np.where(mask == 1, 0, stream.pad_type_id),
+        }
+        found |= {input_name(name, number): array for name, array in arrays.items()}
     return {name: found[name] for name in names}
 
 
