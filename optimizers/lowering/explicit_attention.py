@@ -16,8 +16,9 @@ After (8 kernels; the attention is one fused kernel in both)::
 The kernel that moves the result out of the heads goes, and so do most of the kernels that prepare
 the mask: the fused kernel reads the booleans as they are. Grouped keys and values are repeated by
 `Unsqueeze`, `Expand` and `Reshape`, which TensorRT takes back into the fused kernel; with `Gather`
-it writes them out, and with a product of five axes it does not fuse. The measurements:
-`perf/layer_forms.py`, `perf/results/layer_forms.json`. ONNX Runtime runs products with any mask.
+it writes them out, and with a product of five axes it does not fuse. Heads of 12 and 20, for which
+`Attention` has no kernel, are fused too. The measurements: `perf/attention_forms.py`,
+`perf/results/attention_forms.json`. ONNX Runtime runs products with any mask.
 
 Fires when
 1. queries, keys and values are `[batch, heads, sequence, head_dim]` and nothing but the result is

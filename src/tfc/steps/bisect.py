@@ -280,7 +280,11 @@ class _Run:
         from tfc.steps.kernel_records import layer_prefixes
 
         nodes = [n for _, graph in self.graphs.values() for n in graph.graph]
-        attentions = [module_of(node) for node in nodes if "Attention" in node.op_type]
+        attentions = [
+            module_of(node)
+            for node in nodes
+            if "Attention" in node.op_type or node.op_type == "Softmax"
+        ]
         return layer_prefixes(list(dict.fromkeys(attentions)))
 
     def _notes(self, trace: Traced | None) -> tuple[str, ...]:
