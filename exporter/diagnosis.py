@@ -7,7 +7,7 @@ and by shape. A module whose output has no counterpart of its shape is passed ov
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-from tfc.exporter.to_onnx import MODULE_KEY
+from tfc.exporter.module_values import Call, calls_of, leaving_values
 from tfc.optimizers.executor import outputs_of
 from tfc.runtime.padding import Feed
 
@@ -26,15 +26,6 @@ from tfc.runtime.padding import Feed
 _SHARES = (1e-4, 1e-5)
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a submodule: its path, its class, and the float tensors that it gave."""
-
-    module: str
-    kind: str
-    outputs: tuple[Array, ...]
 
 
 @dataclass(frozen=True)
@@ -56,9 +47,9 @@ def first_difference(module: torch.nn.Module, model: Path, feed: Feed) -> Site |
     None where no module's output differs although the graph's does: what is wrong then belongs
     to no submodule, or the differences grow too slowly to blame one.
     """
-    calls = _calls(module, feed)
+    calls = calls_of(module, feed)
     graph = ir.load(model)
-    leaving = _leaving(graph, {call.module for call in calls})
+    leaving = leaving_values(graph, {call.module for call in calls})
     names = {id(v): v for values in leaving.values() for v in values}
     for value in names.values():
         if not value.is_graph_output():
@@ -70,65 +61,6 @@ def first_difference(module: torch.nn.Module, model: Path, feed: Feed) -> Site |
             if site is not None:
                 return site
     return None
-
-
-def _calls(module: torch.nn.Module, feed: Feed) -> list[Call]:
-    found: list[Call] = []
-
-    def hook_of(path: str) -> Any:
-        def hook(part: torch.nn.Module, given: Any, output: Any) -> None:
-            arrays = tuple(t.detach().numpy().copy() for t in _floats(output))
-            found.append(Call(path, type(part).__name__, arrays))
-
-        return hook
-
-    handles = [
-        part.register_forward_hook(hook_of(name.removeprefix("model.")))
-        for name, part in module.named_modules()
-        if name not in ("", "model")
-    ]
-    try:
-        with torch.no_grad():
-            module(*(torch.from_numpy(array) for array in feed.values()))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _floats(output: Any) -> Iterator[torch.Tensor]:
-    """The float32 tensors in what a module gave."""
-    if isinstance(output, torch.Tensor):
-        if output.dtype == torch.float32:
-            yield output
-    elif isinstance(output, Mapping):
-        for item in output.values():
-            yield from _floats(item)
-    elif isinstance(output, (tuple, list)):
-        for item in output:
-            yield from _floats(item)
-
-
-def _leaving(model: ir.Model, modules: set[str]) -> dict[str, list[ir.Value]]:
-    """For each module the values that its nodes give to nodes outside of it, in graph order."""
-    found: dict[str, list[ir.Value]] = {}
-    for node in model.graph:
-        path = node.metadata_props.get(MODULE_KEY, "")
-        for value in node.outputs:
-            if value.dtype != ir.DataType.FLOAT:
-                continue
-            users = [use.node.metadata_props.get(MODULE_KEY, "") for use in value.uses()]
-            for outer in _enclosing(path):
-                used_outside = any(outer not in _enclosing(user) for user in users)
-                if outer in modules and (used_outside or value.is_graph_output()):
-                    found.setdefault(outer, []).append(value)
-    return found
-
-
-def _enclosing(path: str) -> list[str]:
-    """`a.b.c` → `a.b.c`, `a.b`, `a`."""
-    parts = path.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
 
 def _compared(

@@ -10,7 +10,15 @@ from typing import Any
 from tfc.exporter.comparison import ExportParity
 from tfc.exporter.source import Source
 from tfc.exporter.tasks import TaskSpec
-from tfc.manifest import AudioPreprocess, Checkpoint, Graph, ImagePreprocess, Preprocess, Task
+from tfc.manifest import (
+    AudioPreprocess,
+    Checkpoint,
+    Ensemble,
+    Graph,
+    ImagePreprocess,
+    Preprocess,
+    Task,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,10 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Exported:
-    """What the manifest records about an export; `longest` are limits of dynamic axes."""
+    """What the manifest records about an export; `longest` are limits of dynamic axes.
+
+    `shared` counts what several models had in common: nodes, and bytes of weights.
+    """
 
     checkpoint: Checkpoint
     task: Task
@@ -42,6 +53,8 @@ class Exported:
     images: ImagePreprocess | None = None
     audio: AudioPreprocess | None = None
     longest: dict[str, int] = field(default_factory=dict)
+    ensemble: Ensemble | None = None
+    shared: dict[str, int] = field(default_factory=dict)
 
 
 def identity_of(source: Source, model: Any) -> Checkpoint:

@@ -36,7 +36,7 @@ def tolerance_from_rounding(
         return None
     expected = [_outputs(module, feed, torch.float32) for feed in feeds]
     try:
-        with _in_fp64(module):
+        with in_fp64(module):
             exact = [_outputs(module, feed, torch.float64) for feed in feeds]
     except (RuntimeError, TypeError):  # an operator met operands of both types
         return None
@@ -49,7 +49,8 @@ def tolerance_from_rounding(
 
 
 @contextmanager
-def _in_fp64(module: torch.nn.Module) -> Iterator[None]:
+def in_fp64(module: torch.nn.Module) -> Iterator[None]:
+    """Let a module compute in fp64 while the block runs; its weights, of fp32, stay the same."""
     module.double()
     try:
         yield

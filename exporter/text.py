@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,40 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _LABELLED = frozenset({TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, ZERO_SHOT_CLASSIFICATION})
 
 
-def export_text(loaded: Loaded) -> Exported:
-    """Write the graph and the tokenizer, and compare the graph with the checkpoint.
+@dataclass(frozen=True)
+class TextParts:
+    """A text model ready for export: what is exported, what reads the text, and its limits.
+
+    `max_length` is the most tokens of a text, `longest` what its positions reach (None: any).
+    `inputs` are the tensors that the module takes, in order.
+    """
+
+    source: Source
+    spec: TaskSpec
+    model: Any
+    head: EmbeddingHead
+    module: torch.nn.Module
+    tokenizer: Any
+    inputs: tuple[str, ...]
+    max_length: int
+    longest: int | None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of what the module gives."""
+        return output_names(self.spec, self.model, self.head)
+
+    @property
+    def task(self) -> Task:
+        """What the manifest says of its task."""
+        return task_record(self.spec, self.model, self.head)
+
+
+def text_parts_of(loaded: Loaded) -> TextParts:
+    """The model with its tokenizer, and what limits its texts.
 
     Raises:
-        BadCheckpoint: the tokenizer is missing, or the model cannot be exported.
-        CheckFailed: the graph does not say what the checkpoint says.
+        BadCheckpoint: the tokenizer is missing, or does not fit the model.
     """
     source, spec, model = loaded.source, loaded.spec, loaded.model
     head = head_of(source, spec)
@@ -70,26 +99,45 @@ def export_text(loaded: Loaded) -> Exported:
     if lowercases(source):
         _lowercase(tokenizer, source)
     _give_pad_token(model, tokenizer)
-    limit = max_length_of(model, tokenizer, head, loaded.max_length)
-    names = _input_names(model, tokenizer)
-    module = text_module(source, spec, model)
+    return TextParts(
+        source,
+        spec,
+        model,
+        head,
+        text_module(source, spec, model),
+        tokenizer,
+        tuple(_input_names(model, tokenizer)),
+        max_length_of(model, tokenizer, head, loaded.max_length),
+        max_positions_of(model),
+    )
+
+
+def export_text(loaded: Loaded) -> Exported:
+    """Write the graph and the tokenizer, and compare the graph with the checkpoint.
+
+    Raises:
+        BadCheckpoint: the tokenizer is missing, or the model cannot be exported.
+        CheckFailed: the graph does not say what the checkpoint says.
+    """
+    source, parts = loaded.source, text_parts_of(loaded)
+    limit, tokenizer = parts.max_length, parts.tokenizer
 
     loaded.on_stage("exporting to ONNX")
-    inputs = text_inputs(names, max_positions_of(model))
-    graph = onnx_from_module(module, inputs, output_names(spec, model, head))
+    inputs = text_inputs(parts.inputs, parts.longest)
+    graph = onnx_from_module(parts.module, inputs, parts.outputs)
     path = loaded.folder / graph_file(MODEL)
     save_onnx(graph, path)
     preprocess = write_tokenizer(tokenizer, loaded.folder, limit, *prompts_of(source))
     write_samples(loaded.folder)
 
     loaded.on_stage("checking parity with the checkpoint")
-    checkpoint = identity_of(source, model)
-    feeds = feeds_from_texts(tokenizer, SAMPLE_TEXTS, names, limit, checkpoint.parameters)
-    parity = check_outputs(module, path, feeds, where=source.given)
+    checkpoint = identity_of(source, parts.model)
+    feeds = feeds_from_texts(tokenizer, SAMPLE_TEXTS, parts.inputs, limit, checkpoint.parameters)
+    parity = check_outputs(parts.module, path, feeds, where=source.given)
     return Exported(
         checkpoint=checkpoint,
-        task=task_record(spec, model, head),
-        graphs={MODEL: Graph(signature_of(graph), fusion_sites_of(model.config))},
+        task=parts.task,
+        graphs={MODEL: Graph(signature_of(graph), fusion_sites_of(parts.model.config))},
         preprocess=preprocess,
         parity=parity,
     )
@@ -113,15 +161,16 @@ def write_tokenizer(
     max_length: int,
     prompts: dict[str, str] | None = None,
     default_prompt: str = "",
+    file: str = TOKENIZER,
 ) -> Preprocess:
-    """Write `tokenizer.json`, and say how text becomes tensors."""
+    """Write the tokenizer to `file` of the folder, and say how text becomes tensors."""
     portable = portable_from_tokenizer(tokenizer, where=str(folder))
-    path = folder / TOKENIZER
+    path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(portable.rust.to_str(pretty=False), encoding="utf-8")
     mask_id = getattr(tokenizer, "mask_token_id", None)
     return Preprocess(
-        tokenizer=TOKENIZER,
+        tokenizer=file,
         max_length=max_length,
         pad_id=int(tokenizer.pad_token_id or 0),
         pad_type_id=int(tokenizer.pad_token_type_id),
@@ -173,7 +222,7 @@ def _input_names(model: Any, tokenizer: Any) -> list[str]:
 
 
 def output_names(spec: TaskSpec, model: Any, head: EmbeddingHead) -> tuple[str, ...]:
-    """The names of the outputs of a text model\'s graph."""
+    """The names of the outputs of a text model's graph."""
     if spec.name != FEATURE_EXTRACTION:
         return spec.outputs
     per_token = head.pooling == NO_POOLING and not is_projected(model)
@@ -181,7 +230,7 @@ def output_names(spec: TaskSpec, model: Any, head: EmbeddingHead) -> tuple[str, 
 
 
 def task_record(spec: TaskSpec, model: Any, head: EmbeddingHead) -> Task:
-    """What the manifest says of a text model\'s task."""
+    """What the manifest says of a text model's task."""
     if spec.name == FEATURE_EXTRACTION:
         pooling = PROJECTION if is_projected(model) else head.pooling
         return Task(spec.name, pooling=pooling, normalize=head.normalize)

@@ -14,6 +14,7 @@ from tfc.errors import UsageError
 from tfc.optimizers.cleaning import Fold
 from tfc.optimizers.einsum import EinsumToMatMul
 from tfc.optimizers.lowering.attention_mask import ExpandAttentionMask
+from tfc.optimizers.lowering.explicit_attention import ExplicitAttention
 from tfc.optimizers.lowering.flat_attention import FlatAttention
 from tfc.optimizers.lowering.fold_scale import FoldScale
 from tfc.optimizers.lowering.gemm import GemmToMatMul
@@ -76,6 +77,7 @@ LOWER: Mapping[str, tuple[Pass, ...]] = {
         FusionPass(GemmToMatMul()),
         FusionPass(FoldScale()),
         FusionPass(PackQKV()),
+        FusionPass(ExplicitAttention()),
         InlineCanonicalOps(),
     ),
 }

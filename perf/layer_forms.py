@@ -2,8 +2,8 @@
 
 A post-norm encoder of two and of four layers (hidden size 256, 4 heads, fp16, dynamic sizes) is
 written in each form and built; the difference is two layers' kernels. All forms compute the same
-layer; they differ in how queries, keys and values get from the GEMM into `Attention`. No GPU is
-needed.
+layer; they differ in how queries, keys and values get from the GEMM into the attention. How the
+attention itself may be written is in `perf/attention_forms.py`. No GPU is needed.
 
     python perf/layer_forms.py -o perf/results/layer_forms.json
 """
@@ -52,21 +52,21 @@ FORMS = (
     Form("three products, rotary", "", rotary=True),
     Form("one product, split on its last axis", "last"),
     Form("one product, [3, batch, heads, …] split on axis 0", "first"),
-    Form("one product, heads split on axis 1 (tfc)", "heads"),
-    Form("one product, heads split on axis 2 (tfc)", "before"),
-    Form("axis 1, no bias (tfc)", "heads", bias=False),
+    Form("one product, heads split on axis 1", "heads"),
+    Form("one product, heads split on axis 2", "before"),
+    Form("axis 1, no bias", "heads", bias=False),
     Form("axis 2, no bias", "before", bias=False),
-    Form("axis 1, rotary (tfc)", "heads", rotary=True),
-    Form("axis 2, rotary (tfc)", "before", rotary=True),
-    Form("axis 1, rotary, grouped queries (tfc)", "heads", rotary=True, grouped=True),
+    Form("axis 1, rotary", "heads", rotary=True),
+    Form("axis 2, rotary", "before", rotary=True),
+    Form("axis 1, rotary, grouped queries", "heads", rotary=True, grouped=True),
     Form("three products, rotary, grouped queries", "", rotary=True, grouped=True),
     Form("axis 1, output projection as Einsum", "heads", einsum=True),
     Form("three products, Attention on three axes", "", flat=True),
     Form("three products, explicit attention", "", explicit=True),
-    Form("axis 1, explicit attention", "heads", explicit=True),
-    Form("axis 2, explicit attention", "before", explicit=True),
-    Form("axis 1, rotary, explicit attention", "heads", rotary=True, explicit=True),
-    Form("axis 1, no bias, explicit attention", "heads", bias=False, explicit=True),
+    Form("axis 1, explicit attention (tfc)", "heads", explicit=True),
+    Form("axis 2, explicit attention (tfc)", "before", explicit=True),
+    Form("axis 1, rotary, explicit attention (tfc)", "heads", rotary=True, explicit=True),
+    Form("axis 1, no bias, explicit attention (tfc)", "heads", bias=False, explicit=True),
 )
 
 

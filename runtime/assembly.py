@@ -21,7 +21,9 @@ from tfc.runtime.feeding import (
 )
 from tfc.runtime.generation_runner import GenerationRunner
 from tfc.runtime.images import ImageEncoder
+from tfc.runtime.padding import input_name
 from tfc.runtime.rows import Columns
+from tfc.runtime.several_tokenizers import SeveralTextEncoders
 from tfc.runtime.tasks import GENERATION_TASKS, MEDIA_TASKS, TEXT_TASKS
 from tfc.runtime.tasks.base import Task, TextModel, check_outputs
 from tfc.runtime.tasks.generation import DecodingOptions, settings_of
@@ -200,7 +202,20 @@ def text_encoder_of(artifact: Artifact, offsets: bool = False) -> TextEncoder:
     names = [spec.name for spec in manifest.signature.inputs if spec.name in TOKENIZER_INPUTS]
     names = names or [INPUT_IDS]  # a model that hears: its tokenizer gives what its decoder reads
     path = artifact.file(manifest.preprocess.tokenizer)
+    further = manifest.ensemble.preprocess if manifest.ensemble is not None else []
+    if further:
+        others = [
+            TextEncoder(artifact.file(each.tokenizer), each, _inputs_of(manifest, number))
+            for number, each in enumerate(further, start=1)
+        ]
+        return SeveralTextEncoders(path, manifest.preprocess, names, others)
     return TextEncoder(path, manifest.preprocess, names, offsets=offsets)
+
+
+def _inputs_of(manifest: Manifest, tokenizer: int) -> list[str]:
+    """The inputs that a tokenizer gives, by the names that the first one's have."""
+    given = {spec.name for spec in manifest.signature.inputs}
+    return [name for name in TOKENIZER_INPUTS if input_name(name, tokenizer) in given]
 
 
 def takes_tensors_only(task: str) -> UsageError:

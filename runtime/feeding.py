@@ -6,7 +6,7 @@ knows the graphs: here one of them, called once; for a model that generates a lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -151,3 +151,20 @@ class GraphRunner:
             }
             for row, place in enumerate(feed.places)
         ]
+
+
+# Called with a batch and the outputs of its rows, by the thread that ran it.
+OnRows = Callable[[Feed, Sequence[Mapping[str, Array]]], None]
+
+
+class WatchedRunner:
+    """Runs batches as another runner does, and shows them to somebody else."""
+
+    def __init__(self, runner: BatchRunner, on_rows: OnRows) -> None:
+        self._runner, self._on_rows = runner, on_rows
+
+    def run(self, feed: Feed) -> Sequence[Mapping[str, Array]]:
+        """The outputs of each row."""
+        rows = self._runner.run(feed)
+        self._on_rows(feed, rows)
+        return rows

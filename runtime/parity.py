@@ -22,7 +22,7 @@ FP32_TOLERANCE = 1e-4
 NOISE_FACTOR = 3.0
 # A single value strays further than the mean; over 10^5 values the largest is about this many
 # root mean squares away when the errors are rounding.
-_PEAK_TO_RMS = 8.0
+PEAK_TO_RMS = 8.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def tolerance_of(
         return Tolerance(least, least, source)
     noise = _differences(expected, floor)
     rms = max(NOISE_FACTOR * float(np.sqrt(np.mean(noise**2))), least)
-    peak = max(NOISE_FACTOR * float(noise.max(initial=0.0)), _PEAK_TO_RMS * rms)
+    peak = max(NOISE_FACTOR * float(noise.max(initial=0.0)), PEAK_TO_RMS * rms)
     source = f"{NOISE_FACTOR:g} × the error of PyTorch itself in {precision}"
     return Tolerance(rms, peak, source)
 

@@ -135,10 +135,11 @@ def identity_of(artifact: Artifact, choice: Choice) -> dict[str, str]:
     """What tells a chosen engine, with its tokenizer and its labels, from others."""
     manifest = artifact.manifest
     read_with = [manifest.task, manifest.preprocess, manifest.images, manifest.audio]
-    tokenizer = manifest.preprocess.tokenizer if manifest.preprocess is not None else ""
+    preprocess = [manifest.preprocess, *(manifest.ensemble.preprocess if manifest.ensemble else [])]
+    tokenizers = [each.tokenizer if each is not None else "" for each in preprocess]
     return {
         "name": choice.name,
         "sha256": artifact.engine_sha256(choice.engine),
-        "reads_and_says": sha256_of_json([repr(read_with), artifact.sha256(tokenizer)]),
+        "reads_and_says": sha256_of_json([repr(read_with), *map(artifact.sha256, tokenizers)]),
         "hardware": choice.hardware,
     }

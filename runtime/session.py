@@ -25,6 +25,7 @@ from tfc.runtime.backends.base import Runner
 from tfc.runtime.batching import CPU, Limits, default_plan
 from tfc.runtime.cores import usable_cores
 from tfc.runtime.engine import close_all, runners_from_engine
+from tfc.runtime.feeding import OnRows, WatchedRunner
 from tfc.runtime.formats.predictions import prediction_fields
 from tfc.runtime.predictor import OnBatch, Outcome, Predictor
 from tfc.runtime.rows import Columns
@@ -217,17 +218,21 @@ class Session:
         batch_size: int | None = None,
         too_long: str = TRUNCATE,
         on_batch: OnBatch | None = None,
+        on_rows: OnRows | None = None,
         **options: Any,
     ) -> Iterator[Outcome]:
         """Like `map`, but an item that cannot be predicted gives an outcome with its error.
 
         An item that is a `TfcError` already is handed through, so that the caller's own bad rows
         keep their place. Embeddings are arrays. `on_batch` is called by the threads that run
-        batches, with the tokens of each, without and with padding.
+        batches, with the tokens of each, without and with padding; so is `on_rows`, with what the
+        model read and the outputs of each row.
         """
         parts = self._parts
         task = parts.task(options, too_long)
         runner = parts.batch_runner(self._loaded(), options)
+        if on_rows is not None:
+            runner = WatchedRunner(runner, on_rows)
         plan = default_plan(self.hardware)
         limits = plan.limits if batch_size is None else Limits(batch_size)
         size = self.window if window is None else window

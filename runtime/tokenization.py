@@ -104,6 +104,15 @@ class TextEncoder:
         """
         return self._encoded(self._tokenizer, texts)
 
+    @property
+    def limits(self) -> tuple[Preprocess, ...]:
+        """The limits of each tokenizer that reads a text: of this one only."""
+        return (self.preprocess,)
+
+    def each(self, encoding: Any) -> tuple[Encoding, ...]:
+        """What each of these tokenizers gave for a text."""
+        return (encoding,)
+
     def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
         """All tokens of each text, however many, without special tokens: what `join` takes."""
         return self._encoded(self._whole, texts, add_special_tokens=False)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ensembles import with_another_head
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,6 +24,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 def folder(tiny_checkpoint: Path, generator: Callable[[str], Path], tmp_path: Path) -> Path:
     """The files that the README talks about, with a tiny model."""
     shutil.copytree(tiny_checkpoint, tmp_path / "my-checkpoint")
+    with_another_head(tiny_checkpoint, tmp_path / "my-second", 1)
     shutil.copytree(generator("bart") / "artifact", tmp_path / "my-translator")
     texts = ["Where is my parcel?", "I want my money back", "¡Hola!"]
     rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]

@@ -6,13 +6,18 @@ embedding look-ups, and element-wise work between them. The table of a language 
 reads it transposed, is a weight like others.
 
 What stays in fp32:
-1. reductions, softmax, divisions, powers and roots written out: they lose or overflow;
+1. reductions, softmax, divisions, powers and roots written out: they lose or overflow. In an
+   attention written as its products too, so that masks are added there; but a softmax with a guard
+   for rows without a key runs in half, for TensorRT fuses no other form of it;
 2. what works on pooled tensors (rank 2: pooler, classifier head, normalisation): it costs
    nothing and decides the result;
 3. a node with a constant that the half type cannot hold, and every node that gives or reads a
    value that was seen to be too large for it (`tfc.optimizers.precision.ranges`; for fp16 only:
    bf16 has the exponents of fp32);
 4. the graph's inputs and outputs.
+
+An attention is one node in this, whether it is one `Attention` or written as its products
+(`tfc.optimizers.attention_products`): where any value of it is too large, all of it is in fp32.
 
 Every value is cast at most once to each type, and a cast back reads the original value, so no
 pair of casts cancels.
@@ -29,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from tfc.optimizers.attention_products import AttentionProducts, all_attention_products
 from tfc.optimizers.graph import add_constant, constant, insert_before, set_type
 from tfc.optimizers.precision.types import FP16, HalfType
 
@@ -71,6 +77,12 @@ class _Converter:
     half: Counter[str] = field(default_factory=Counter)
     fp32: Counter[str] = field(default_factory=Counter)
     kept: list[str] = field(default_factory=list)
+    attention_of: dict[ir.Node, AttentionProducts] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.attention_of = {
+            node: each for each in all_attention_products(self.model) for node in each.nodes
+        }
 
     def convert(self, node: ir.Node) -> None:
         """Choose the node's precision and give it inputs of that type."""
@@ -87,12 +99,19 @@ class _Converter:
             value = node.inputs[index]
             if value is None or value.dtype == wanted:
                 continue
-            if node.op_type == "Attention" and index == _MASK and wanted != _FLOAT:
+            if wanted != _FLOAT and self._adds_numbers(node, index):
                 value = self.within_half(value, node)
             node.replace_input_with(index, self.as_type(value, wanted, node))
         for output in node.outputs:
             if self._is_float(output) and node.op_type != "Cast":
                 set_type(output, wanted, output.shape)
+
+    def _adds_numbers(self, node: ir.Node, index: int) -> bool:
+        """Whether this operand is added to scores, and no row of it may be -inf throughout."""
+        block = self.attention_of.get(node)
+        if block is None:
+            return node.op_type == "Attention" and index == _MASK
+        return node is block.masking and node.inputs[index] is block.mask and not block.guard
 
     def within_half(self, mask: ir.Value, before: ir.Node) -> ir.Value:
         """A mask whose lowest values are still numbers in half.
@@ -136,7 +155,22 @@ class _Converter:
             insert_before(before, [cast])
         return out
 
+    def _attention_in_half(self, node: ir.Node, block: AttentionProducts) -> bool:
+        """Whether this node of an attention runs in half."""
+        choice = block.masking is not None and block.masking.op_type == "Where"
+        wide = (block.softmax, block.masking if choice else None)
+        if node in wide and not block.guard:
+            return False
+        read = (self.origin.get(v, v) for v in block.operands if v is not None)
+        given = (value for each in block.nodes for value in each.outputs)
+        if any(value.name in self.too_large for value in (*read, *given)):
+            self.kept.append(str(node.name))
+            return False
+        return True
+
     def _runs_in_half(self, node: ir.Node, floats: list[ir.Value | None]) -> bool:
+        if node in self.attention_of:
+            return self._attention_in_half(node, self.attention_of[node])
         activations = [v for v in floats if _weight(v) is None]
         constants_fit = all(self._fits(v) for v in floats if _weight(v) is not None)
         if not constants_fit or self._touches_a_large_value(node):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from tfc.optimizers.attention_products import all_attention_products
 from tfc.optimizers.executor import Feed, outputs_of
 from tfc.optimizers.graph import module_of
 
@@ -41,8 +42,15 @@ def largest_values(model: ir.Model, feeds: Sequence[Feed]) -> dict[str, float]:
 
 
 def overflowing(model: ir.Model, feeds: Sequence[Feed]) -> dict[str, str]:
-    """The values that fp16 cannot hold → the module that computes each (or its node)."""
+    """The values that fp16 cannot hold → the module that computes each (or its node).
+
+    Scores are looked at without their mask, whose lowest numbers mean no more than 0 after the
+    softmax.
+    """
     largest = largest_values(model, feeds)
+    for block in all_attention_products(model):
+        if block.masking is not None:
+            largest.pop(str(block.masking.outputs[0].name), None)
     producers = {v.name: node for node in model.graph for v in node.outputs}
     return {
         name: module_of(producers[name]) or str(producers[name].name)

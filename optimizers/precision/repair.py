@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from tfc.optimizers.attention_products import all_attention_products
 from tfc.optimizers.executor import Feed, Outputs, outputs_of
 from tfc.optimizers.graph import constant, module_of
 from tfc.optimizers.precision.half import LAYOUT, HalfReport, half_from_fp32
@@ -155,6 +156,7 @@ def _rms(exact: np.ndarray, found: np.ndarray) -> float:
 def _pins(found: Sequence[Loss], converted: ir.Model, half: HalfType) -> list[Pin]:
     """What to keep in fp32 next, because of the nodes that add most error."""
     nodes = {node.name: node for node in converted.graph}
+    factors = {each.output: each.operands for each in all_attention_products(converted)}
     largest = {loss.value: loss.largest for loss in found}
     worst = found[0].added if found else 0.0
     pins: dict[str, Pin] = {}
@@ -163,7 +165,11 @@ def _pins(found: Sequence[Loss], converted: ir.Model, half: HalfType) -> list[Pi
             break
         node = nodes[loss.node.name]
         own = _out_of_range(loss, half) and node.outputs[0].dtype == half.dtype
-        for value in [loss.value] if own else _coarsest(_rounded_inputs(node, half), largest):
+        for value in (
+            [loss.value]
+            if own
+            else _coarsest(_rounded(factors.get(node, _factors(node)), half), largest)
+        ):
             why = _why(loss, largest.get(value, 0.0), half)
             pins.setdefault(value, Pin(value, str(node.name), module_of(node), why))
     return list(pins.values())
@@ -189,14 +195,19 @@ def _why(loss: Loss, largest: float, half: HalfType) -> str:
     return f"lost: {max(1, round(100 * loss.error))} % of its value"
 
 
-def _rounded_inputs(node: ir.Node, half: HalfType) -> list[str]:
-    """The nearest values that a node of the converted graph depends on and that are rounded.
+def _factors(node: ir.Node) -> Sequence[ir.Value | None]:
+    """What a node reads, a mask aside."""
+    return node.inputs[:FACTORS] if node.op_type == "Attention" else node.inputs
+
+
+def _rounded(read: Sequence[ir.Value | None], half: HalfType) -> list[str]:
+    """The nearest values on which these values of the converted graph depend and that are rounded.
 
     Reshaping does not round, so what it reads belongs to what it gives.
     """
     found: dict[str, None] = {}
     seen: set[ir.Value] = set()
-    todo = list(node.inputs[:FACTORS] if node.op_type == "Attention" else node.inputs)
+    todo = list(read)
     while todo:
         value = todo.pop()
         if value is None or value in seen or constant(value) is not None:

@@ -3,7 +3,8 @@
 A score is `scale · q·k`; the standard scales both factors by the scale's root before the product,
 and where the scale was folded into the query it is 1. Scores that fp16 cannot hold become
 infinities, and a row with two of them NaN. A smaller query is no remedy, for the softmax needs the
-scores as they are: such an attention stays in fp32.
+scores as they are: such an attention stays in fp32. Where an attention is written as its products
+its scores are a value like others (`tfc.optimizers.precision.ranges`).
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ that has at least one key to see; a row without any has no meaning in either for
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -60,34 +61,55 @@ _HEAVY = frozenset({"MatMul", "Gemm", "Attention", "LayerNormalization", "Softma
 
 @dataclass(frozen=True)
 class ReduceAttentionMask:
-    """The pass; see the module's docstring. `mask_input` is the graph input it looks for."""
+    """The pass; see the module's docstring.
+
+    `mask_input` is the graph input that it looks for. A graph of several models with a tokenizer
+    each has others beside it, numbered: `attention_mask_2`.
+    """
 
     mask_input: str = "attention_mask"
     name: str = "reduce attention mask"
 
     def apply(self, model: ir.Model) -> PassResult:
         """Give every `Attention` whose mask means "ignore padding" the short form of it."""
-        source = next((v for v in model.graph.inputs if v.name == self.mask_input), None)
-        if source is None or len(known_shape(source) or ()) != 2:
+        sources = self._sources(model)
+        if not sources:
             return PassResult(0)
-        verdicts: dict[ir.Value, str] = {}
+        verdicts: dict[ir.Value, tuple[ir.Value, str]] = {}
         changed, refusals = 0, []
-        short: ir.Value | None = None
+        short: dict[ir.Value, ir.Value] = {}
         for node in nodes_of(model, "Attention"):
             mask = node.inputs[_MASK] if len(node.inputs) > _MASK else None
-            if mask is None or mask is short:
+            if mask is None or mask in short.values():
                 continue
             if mask not in verdicts:
-                verdicts[mask] = _why_not_key_padding(model, mask, source)
-            if verdicts[mask]:
-                refusals.append(refusal(KIND, node, verdicts[mask]))
+                source = _source_of(mask, sources)
+                verdicts[mask] = source, _why_not_key_padding(model, mask, source)
+            source, reason = verdicts[mask]
+            if reason:
+                refusals.append(refusal(KIND, node, reason))
                 continue
-            short = short if short is not None else _key_padding(model, source)
-            node.replace_input_with(_MASK, short)
+            if source not in short:
+                short[source] = _key_padding(model, source)
+            node.replace_input_with(_MASK, short[source])
             changed += 1
         if changed:
             RemoveUnusedNodesPass()(model)
         return PassResult(changed, tuple(_once_each(refusals)))
+
+    def _sources(self, model: ir.Model) -> list[ir.Value]:
+        named = re.compile(rf"{re.escape(self.mask_input)}(_\d+)?")
+        return [
+            value
+            for value in model.graph.inputs
+            if named.fullmatch(str(value.name)) and len(known_shape(value) or ()) == 2
+        ]
+
+
+def _source_of(mask: ir.Value, sources: list[ir.Value]) -> ir.Value:
+    """The first of the masks of tokens that the attention mask is computed from, if any."""
+    read = {value for node in ancestors(mask) for value in node.inputs}
+    return next((source for source in sources if source in read), sources[0])
 
 
 def _why_not_key_padding(model: ir.Model, mask: ir.Value, source: ir.Value) -> str:
@@ -184,8 +206,8 @@ def _mismatch(got: npt.NDArray[Any], mask: npt.NDArray[Any]) -> str:
 def _key_padding(model: ir.Model, source: ir.Value) -> ir.Value:
     """`[batch, 1, 1, sequence]`, true where the key may be seen."""
     axes = add_constant(model, "attention_mask_axes", np.array([1, 2], np.int64))
-    cast = ir.node("Cast", [source], {"to": ir.DataType.BOOL}, name="attention_mask_bool")
-    unsqueeze = ir.node("Unsqueeze", [cast.outputs[0], axes], name="attention_mask_keys")
+    cast = ir.node("Cast", [source], {"to": ir.DataType.BOOL}, name=f"{source.name}_bool")
+    unsqueeze = ir.node("Unsqueeze", [cast.outputs[0], axes], name=f"{source.name}_keys")
     assert source.shape is not None
     set_type(cast.outputs[0], ir.DataType.BOOL, source.shape)
     out = unsqueeze.outputs[0]

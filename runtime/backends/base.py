@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfc.errors import UsageError
+from tfc.runtime.padding import MASK, split_name
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 # Called with (what is under way, done, total).
@@ -213,6 +214,6 @@ def smallest_batch(inputs: Inputs, profile: Profile) -> dict[str, npt.NDArray[An
     batch = {}
     for name, (dtype, axes) in inputs.tensors.items():
         shape = tuple(profile.of_axis(axis).min for axis in axes)
-        fill = 1 if name == "attention_mask" else 0
+        fill = 1 if split_name(name)[0] == MASK else 0
         batch[name] = np.full(shape, fill, np.dtype(dtype))
     return batch

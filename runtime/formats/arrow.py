@@ -18,6 +18,7 @@ from tfc.errors import BadData
 from tfc.runtime.formats.predictions import (
     INTEGER,
     NUMBER,
+    RECORD,
     RECORDS,
     SCORES,
     TABLE,
@@ -142,6 +143,8 @@ def _type(field: Field, half: bool) -> Any:
     if field.kind == VECTORS:
         vector = pa.list_(element) if field.size is None else pa.list_(element, field.size)
         return pa.list_(vector)
+    if field.kind == RECORD:
+        return prediction_type(field.parts, half)
     if field.kind in (RECORDS, TABLE):
         records = pa.list_(prediction_type(field.parts, half))
         return records if field.kind == RECORDS else pa.list_(records)
@@ -150,6 +153,8 @@ def _type(field: Field, half: bool) -> Any:
 
 def _column(values: Sequence[Any], field: Field, half: bool) -> Any:
     kind = _type(field, half)
+    if field.kind == RECORD:
+        return prediction_array(values, field.parts, half)
     if field.kind == SCORES:
         return pa.array([None if v is None else list(v.items()) for v in values], kind)
     if field.kind not in (VECTOR, VECTORS) or not values:

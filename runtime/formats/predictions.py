@@ -14,6 +14,7 @@ from tfc.manifest import Task as TaskRecord
 
 TEXT, NUMBER, INTEGER, TEXTS, SCORES = "text", "number", "integer", "texts", "scores"
 VECTOR, VECTORS, RECORDS, TABLE = "vector", "vectors", "records", "table"
+RECORD = "record"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Field:
     Attributes:
         name: its key.
         kind: ``text``, ``number``, ``integer``, ``texts``; ``scores``: text → number; ``vector``
-            `[size]` and ``vectors`` `[tokens, size]` of floats; ``records``: a list of `parts`;
+            `[size]` and ``vectors`` `[tokens, size]` of floats; ``record``: `parts`;
+            ``records``: a list of them;
             ``table``: a list of lists of them.
         size: of a vector; None where the model does not tell.
         parts: the fields of a record.
@@ -75,6 +77,11 @@ def prediction_fields(task: TaskRecord, signature: Signature) -> tuple[Field, ..
     """
     if task.name in _BY_TASK:
         return _BY_TASK[task.name]
+    if task.heads:
+        return tuple(
+            Field(name, RECORD, parts=prediction_fields(head, signature))
+            for name, head in task.heads.items()
+        )
     if task.name in ("text-classification", "image-classification"):
         several = task.problem == "regression" and len(task.labels) > 1
         return (Field("scores", SCORES),) if several else _BY_PROBLEM[task.problem]

@@ -31,6 +31,7 @@ from tfc.errors import BadData, UsageError
 from tfc.manifest import Signature
 from tfc.manifest import Task as TaskRecord
 from tfc.runtime.batching import padding_waste
+from tfc.runtime.feeding import OnRows
 from tfc.runtime.formats import JSONL, PARQUET, Format
 from tfc.runtime.formats.jsonl import rows_of_lines
 from tfc.runtime.formats.predictions import VECTOR, VECTORS, prediction_fields
@@ -110,6 +111,7 @@ def run_job(
     shard_rows: int | None = None,
     restart: bool = False,
     on_progress: Progress | None = None,
+    on_rows: OnRows | None = None,
     stopped: Callable[[], bool] = lambda: False,
     **options: object,
 ) -> JobSummary:
@@ -138,6 +140,7 @@ def run_job(
             folder several.
         restart: drop what an unfinished run left here, and the parts of a finished one.
         on_progress: called a few times a second and at the end.
+        on_rows: called with each batch and the outputs of its rows, by the threads that run them.
         stopped: asked after each shard; when it is true, the job stops there.
         options: what the task lets a call choose, and `too_long`, as in `Session.predict`.
 
@@ -174,7 +177,12 @@ def run_job(
         shard_rows=_whole_windows(shard_rows, window, target),
         limit=limit,
         restart=restart,
-        settings={"window": window, "on_batch": clock.ran, **options},
+        settings={
+            "window": window,
+            "on_batch": clock.ran,
+            **({"on_rows": on_rows} if on_rows is not None else {}),
+            **options,
+        },
     )
     plan = replace(plan, key=_key(session, plan, {**options, "window": window}))
     watch = Watch(clock.written, stopped)

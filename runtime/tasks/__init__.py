@@ -13,6 +13,8 @@ text-classification       a text, or a pair     by the model's problem. ``single
                                                 ``multi_label``: ``labels`` (those of probability
                                                 ≥ 0.5), ``scores``. ``regression``: ``score``;
                                                 with several outputs ``scores``
+classification-heads      a text, or a pair     for each head, by its name, what
+                                                text-classification gives
 zero-shot-classification  a text                ``label``, ``score``, ``scores`` (best first)
 token-classification      a text                ``entities``: ``label``, ``score``, ``start``,
                                                 ``end`` (characters of the text), ``text``
@@ -42,7 +44,7 @@ from __future__ import annotations
 from typing import Any
 
 from tfc.runtime.tasks.base import TextTask
-from tfc.runtime.tasks.classification import TextClassification
+from tfc.runtime.tasks.classification import ClassificationHeads, TextClassification
 from tfc.runtime.tasks.embedding import FeatureExtraction
 from tfc.runtime.tasks.entities import TokenClassification
 from tfc.runtime.tasks.fill_mask import FillMask
@@ -66,6 +68,7 @@ TEXT_TASKS: dict[str, type[TextTask[Any]]] = {
     task.name: task
     for task in (
         TextClassification,
+        ClassificationHeads,
         ZeroShotClassification,
         TokenClassification,
         QuestionAnswering,

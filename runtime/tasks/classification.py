@@ -120,3 +120,26 @@ class TextClassification(TextTask[ClassificationOptions]):
     def read(self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]) -> Prediction:
         """The prediction of one text."""
         return self._reader.read(outputs[0]["logits"])
+
+
+class ClassificationHeads(TextTask[ClassificationOptions]):
+    """Several classifiers on the same text: one row, and the logits `[labels]` of each by name."""
+
+    name = "classification-heads"
+    options = ClassificationOptions
+    pairs = True
+
+    def __init__(self, model: TextModel, options: ClassificationOptions) -> None:
+        super().__init__(model, options)
+        self._readers = {
+            name: LabelReader(record, options) for name, record in model.task.heads.items()
+        }
+
+    @classmethod
+    def outputs(cls, record: TaskRecord) -> tuple[str, ...]:
+        """One for each head, with its name."""
+        return tuple(record.heads)
+
+    def read(self, item: Item, rows: Sequence[Row], outputs: Sequence[RowOutputs]) -> Prediction:
+        """What each head says of one text, by its name."""
+        return {name: reader.read(outputs[0][name]) for name, reader in self._readers.items()}

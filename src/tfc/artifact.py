@@ -40,6 +40,7 @@ SAMPLES = "samples.jsonl"
 SAMPLE_FILES = "samples"
 VERIFY_REPORT = "reports/verify.json"
 BENCH_REPORT = "reports/bench.json"
+BISECT_FOLDER = "reports/bisect"
 
 MAX_MANIFEST_BYTES = 64 << 20
 """Real manifests are some 100 kB; a reader should not fill its memory with a wrong one."""

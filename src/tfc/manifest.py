@@ -58,7 +58,8 @@ class Task:
     otherwise. `labels[i]` names the i-th logit. `pooling` and `normalize` say what the graph
     does to the token embeddings in feature-extraction (`pooling` is `none` where the output is
     one vector per token). `generation` holds how a model that generates decodes by default: the
-    fields of transformers' GenerationConfig that differ from its defaults.
+    fields of transformers' GenerationConfig that differ from its defaults. `heads` maps the
+    name of each output of a graph with several classifiers to what that classifier does.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Task:
     normalize: bool = False
     generation: dict[str, Any] = field(default_factory=dict)
     speech: Speech | None = None
+    heads: dict[str, Task] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,38 @@ class Preprocess:
     mask_id: int | None = None
     missing_from: int | None = None
     unknown_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of an ensemble: what it was made from, and how its outputs are taken.
+
+    `labels[i]` names its own i-th logit; the ensemble's order is that of its task. Its logits are
+    divided by `temperature`, and it counts with `weight` (they sum to 1). `inputs` are the
+    graph's inputs that it reads.
+    """
+
+    checkpoint: Checkpoint
+    labels: list[str]
+    weight: float
+    temperature: float
+    inputs: list[str]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several models in one graph, whose combination is its output (`tfc.ensemble`).
+
+    With the rule `heads` each model has an output of its own, in the order of the task's `heads`.
+
+    Where members have other tokenizers than the first one, `preprocess` has those: the n-th of
+    them, from 0 on, gives the inputs whose names end in `_<n + 2>`.
+    """
+
+    rule: str
+    normalize: str
+    members: list[Member]
+    preprocess: list[Preprocess] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -240,6 +274,7 @@ class Manifest:
     `graphs` holds one graph called `model`, or `encoder` and `decoder` (`decoder` alone for a
     model without an encoder) for one that generates. `preprocess`, `images` and `audio` say how
     what the model reads becomes tensors; a model that writes text has its tokenizer in the first.
+    `ensemble` tells the models of which the graph was made, where there are several.
     """
 
     tfc: str
@@ -251,6 +286,7 @@ class Manifest:
     steps: list[Step]
     images: ImagePreprocess | None = None
     audio: AudioPreprocess | None = None
+    ensemble: Ensemble | None = None
     engines: dict[str, Engine] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION

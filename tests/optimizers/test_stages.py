@@ -40,7 +40,7 @@ def test_the_order_is_visible() -> None:
         "raise",
         "lower",
     ]
-    assert names()[-2:] == ["pack QKV", "inline canonical ops"]
+    assert names()[-3:] == ["pack QKV", "write attention as products", "inline canonical ops"]
 
 
 def test_only_and_skip() -> None:

@@ -111,6 +111,18 @@ def test_kernels_that_are_not_fused_break_the_contract(
 
 @needs_rtx
 @pytest.mark.rtx
+def test_in_fp32_attention_is_compiled_as_its_products(tiny_artifact: Path) -> None:
+    artifact = tfc.Artifact.open(tiny_artifact)
+    built = tfc.build_engine(artifact, precision="fp32", backend="tensorrt-rtx")
+    assert built.notes == (
+        "fused attention kernels 0/2",
+        "TensorRT fuses attention in fp16 and bf16 only; in fp32 it is compiled as its products",
+    )
+    assert built.engine.audit["precision"]["compiled"]["fp32"]["attentions"] == 2
+
+
+@needs_rtx
+@pytest.mark.rtx
 def test_what_overflows_in_fp16_is_kept_in_fp32(tmp_path: Path) -> None:
     """Activations beyond 65504 in one layer: converting them all gives infinities."""
     import onnx_ir as ir

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes.common import ShapeInferencePass
 
 from tfc.errors import ContractNotReached
 from tfc.kernel_report import KernelRecord
@@ -24,7 +25,7 @@ PRODUCTS = {"twice": "2*batch", "flat": "batch*sequence"}
 HEAD = '<ir_version: 10, opset_import: ["" : 23]>\ngraph'
 
 
-def products(text: str) -> list[Product]:
+def products(text: str, *, infer: bool = False) -> list[Product]:
     """Inputs called `w` are weights; axes called `twice` and `flat` are products of others."""
     model = ir.from_onnx_text(HEAD + text)
     for index, node in enumerate(model.graph):
@@ -35,6 +36,8 @@ def products(text: str) -> list[Product]:
             value.const_value = ir.tensor(zeros)
         elif value.shape is not None:
             value.shape = ir.Shape([PRODUCTS.get(str(d), d) for d in value.shape])
+    if infer:
+        ShapeInferencePass()(model)
     return products_of_graph(model, SIZES)
 
 
@@ -88,6 +91,18 @@ def test_an_attention_with_a_cache() -> None:
     )
     assert product.flops == 2 * B * 4 * S * (S + P) * (32 + 48)
     assert product.attention
+
+
+def test_an_attention_in_products_counts_once() -> None:
+    heads = "float16[batch,4,sequence,32]"
+    products_of = (
+        f"({heads} q, {heads} k, float16[batch,4,sequence,48] v, bool[batch,1,1,sequence] m,"
+        " float16 low) => (float16[batch,4,sequence,48] y) { t = Transpose<perm = [0,1,3,2]>(k)\n"
+        " s = MatMul(q, t)\n n = Where(m, s, low)\n p = Softmax(n)\n y = MatMul(p, v) }"
+    )
+    (product,) = products(products_of, infer=True)
+    flops = 2 * B * 4 * S * S * (32 + 48)
+    assert product == Product("MatMul_4", "", True, "fp16", flops, True)
 
 
 def test_an_attention_of_three_axes_with_grouped_keys() -> None:

@@ -13,13 +13,13 @@ import pytest
 import tfc
 from tfc.errors import ContractNotReached
 from tfc.onnx_files import save_onnx
+from tfc.optimizers.attention_products import all_attention_products
 from tfc.optimizers.executor import outputs_of
 from tfc.optimizers.graph import constant
 from tfc.optimizers.precision import repair
 from tfc.optimizers.precision.half import half_from_fp32
 from tfc.optimizers.precision.intermediate import values_of
-from tfc.optimizers.precision.ranges import HALF_LIMIT
-from tfc.optimizers.precision.scores import overflowing_scores
+from tfc.optimizers.precision.ranges import HALF_LIMIT, overflowing
 from tfc.steps.optimize import optimize, optimized_file
 from tfc.steps.precision import convert
 from tfc.steps.precision_notes import pin_notes
@@ -126,23 +126,23 @@ def larger_queries_and_keys(weight: np.ndarray) -> np.ndarray:
 
 
 def test_attention_scores_beyond_the_range(artifact: tfc.Artifact) -> None:
-    """Queries and keys fit, and their products do not: only the attention itself computes those."""
+    """Queries and keys fit, and their products do not."""
     model = spoil(artifact, {("MatMul", "attention.self.query"): larger_queries_and_keys})
-    node = next(n for n in model.graph if n.op_type == "Attention")
-    name, module = str(node.outputs[0].name), f"{LAYER}.attention.self"
+    block, module = all_attention_products(model)[0], f"{LAYER}.attention.self"
+    name = str(block.scores.outputs[0].name)
     feeds = probe_feeds(artifact, "model", exact=False)
-    factors = [str(value.name) for value in node.inputs[:2] if value is not None]
+    factors = [str(value.name) for value in block.scores.inputs if value is not None]
     query, key = (values_of(model, factors, feeds)[0][factor] for factor in factors)
     with np.errstate(over="ignore"):
-        naive = (query @ key.swapaxes(2, 3)).astype(np.float16)
+        naive = (query @ key).astype(np.float16)
     assert max(np.abs(query).max(), np.abs(key).max()) < HALF_LIMIT
     assert np.isinf(naive).any()
-    assert list(overflowing_scores(model, feeds).items()) == [(name, module)]
+    assert list(overflowing(model, feeds).items()) == [(name, module)]
     step = converted(artifact)
     assert step.result["overflows_in"] == [module]
     kept = [n for n in model.graph if n.name in step.result["kept"]]
     assert [n.op_type for n in kept] == [
-        "MatMul", "Add", "Reshape", "Transpose", "Split", "Attention", "Transpose",
+        "MatMul", "Add", "Reshape", "Transpose", "Split", "Transpose", "MatMul", "MatMul",
     ]  # fmt: skip
     assert all(str(n.metadata_props["tfc.module"]).startswith(module) for n in kept)
     assert step.result["gate"]["error"] <= step.result["gate"]["allowed"]

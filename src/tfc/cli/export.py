@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import click
 
 from tfc.cli.console import err, facts, human_bytes, human_count, human_seconds, out
-from tfc.manifest import MODEL, Manifest, TensorSpec
+from tfc.cli.options import NumberList
+from tfc.ensemble import NORMALIZATIONS, RULES, ensemble_summary, nothing_combines
+from tfc.errors import UsageError
+from tfc.manifest import MODEL, Checkpoint, Manifest, TensorSpec
 
 
 class ExportCommand(click.Command):
@@ -40,7 +44,7 @@ OPSET = 23
 
 
 @click.command("export", cls=ExportCommand)
-@click.argument("checkpoint")
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
 @click.option("-o", "--output", required=True, metavar="ARTIFACT", help="The folder to create.")
 @click.option(
     "--task",
@@ -63,6 +67,32 @@ OPSET = 23
     is_flag=True,
     help="Export a text model that takes tensors only; its folder needs no tokenizer.",
 )
+@click.option(
+    "--ensemble",
+    type=click.Choice(RULES),
+    help="Combine several checkpoints: the mean of what they say, a weighted one, a vote, or the "
+    "most that any says.",
+)
+@click.option(
+    "--weights", type=NumberList(), metavar="W,W,…", help="A weight for each, for weighted."
+)
+@click.option(
+    "--normalize",
+    type=click.Choice(NORMALIZATIONS),
+    help="What is combined: probabilities, z-scores of the logits, or probabilities with a "
+    "temperature.  [default: softmax]",
+)
+@click.option(
+    "--temperature",
+    type=NumberList(),
+    metavar="T,T,…",
+    help="What each one's logits are divided by, for --normalize temperature.",
+)
+@click.option(
+    "--heads",
+    metavar="NAME,NAME,…",
+    help="Keep an output for each of several classifiers of the same text, with these names.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is there already.")
 @click.option(
     "--trust-remote-code", is_flag=True, help="Run the Python code that comes with the checkpoint."
@@ -71,13 +101,18 @@ OPSET = 23
     "--allow-pickle", is_flag=True, help="Read weights that are pickles. A pickle can run code."
 )
 def command(
-    checkpoint: str,
+    checkpoints: tuple[str, ...],
     output: str,
     task: str | None,
     max_length: int | None,
     base: str | None,
     revision: str | None,
     no_tokenizer: bool,
+    ensemble: str | None,
+    weights: tuple[float, ...] | None,
+    normalize: str | None,
+    temperature: tuple[float, ...] | None,
+    heads: str | None,
     overwrite: bool,
     trust_remote_code: bool,
     allow_pickle: bool,
@@ -87,37 +122,49 @@ def command(
     CHECKPOINT is a folder that save_pretrained(), sentence-transformers or peft wrote, or the id
     of a model on the Hugging Face hub. The graph is compared with the checkpoint at once, on varied
     text and with every kind of padding; if they differ, there is no artifact, and ARTIFACT.failed
-    holds what shows it.
+    holds what shows it. Several checkpoints become one graph that gives their combination
+    (--ensemble), or what each says (--heads).
     """
-    from tfc.steps.export import export
+    from tfc.steps.export_module import export
 
+    single = {"base": base, "revision": revision, "tokenizer": not no_tokenizer}
+    combined = {"weights": weights, "normalize": normalize, "temperature": temperature}
+    if ensemble is None:
+        _refuse(combined, "is read with --ensemble only")
+        if len(checkpoints) > 1 and heads is None:
+            raise nothing_combines(len(checkpoints))
+    own: dict[str, Any] = single
+    if ensemble is not None or heads is not None:
+        _refuse(
+            {"base": base, "revision": revision, "no_tokenizer": no_tokenizer},
+            "is about one checkpoint, and not about several",
+        )
+        own = {"ensemble": ensemble, **combined} if ensemble is not None else {}
+        if heads is not None:
+            own["heads"] = [name.strip() for name in heads.split(",")]
     begun = time.perf_counter()
     with err.status("exporting") as status:
         result = export(
-            checkpoint,
+            checkpoints[0] if own is single else checkpoints,
             output,
             task=task,
             max_length=max_length,
-            base=base,
-            revision=revision,
-            tokenizer=not no_tokenizer,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             on_stage=status.update,
+            **own,
         )
     manifest = result.artifact.manifest
     if result.skipped:
         out.print(f"{output} is up to date: same checkpoint, options and versions")
         return
     parity = manifest.steps[0].result["parity"]
-    rows = {
-        "checkpoint": f"{manifest.checkpoint.architecture}, "
-        f"{human_count(manifest.checkpoint.parameters)} parameters",
-        "task": manifest.task.name,
-    }
+    rows = {**_made_from(manifest), "task": manifest.task.name}
     if manifest.task.labels:
         rows["labels"] = f"{len(manifest.task.labels)}: {_shortened(manifest.task.labels)}"
+    for name, head in manifest.task.heads.items():
+        rows[f"head {name}"] = f"{len(head.labels)}: {_shortened(head.labels)}"
     if manifest.task.pooling:
         normalized = ", normalised" if manifest.task.normalize else ""
         rows["pooling"] = f"{manifest.task.pooling}{normalized}"
@@ -130,6 +177,36 @@ def command(
     )
     rows["size"] = human_bytes(sum(record.bytes for record in manifest.files.values()))
     out.print(facts(f"Exported to {output} in {human_seconds(time.perf_counter() - begun)}", rows))
+
+
+def _refuse(options: dict[str, Any], why: str) -> None:
+    """Options that were given and would do nothing."""
+    for name, value in options.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} {why}", fix=f"Leave {option} out")
+
+
+def _made_from(manifest: Manifest) -> dict[str, str]:
+    """The model, or the models and what is done with them."""
+    if manifest.ensemble is None:
+        return {"checkpoint": _model(manifest.checkpoint)}
+    members = manifest.ensemble.members
+    rows = {f"member {n}": _model(m.checkpoint) for n, m in enumerate(members, start=1)}
+    tokenizers = 1 + len(manifest.ensemble.preprocess)
+    rows["ensemble"] = ensemble_summary(manifest.ensemble)
+    rows["tokenizers"] = "1, shared" if tokenizers == 1 else str(tokenizers)
+    shared = manifest.steps[0].result["shared"]
+    if shared["nodes"]:
+        rows["shared"] = (
+            f"{shared['nodes']} nodes and {human_bytes(shared['weight_bytes'])} of weights, "
+            "computed and kept once"
+        )
+    return rows
+
+
+def _model(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.architecture}, {human_count(checkpoint.parameters)} parameters"
 
 
 def _graphs(manifest: Manifest) -> dict[str, str]:

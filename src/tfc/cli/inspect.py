@@ -22,6 +22,7 @@ from tfc.cli.console import (
     table,
 )
 from tfc.cli.options import engine_option
+from tfc.ensemble import ensemble_summary
 from tfc.errors import UsageError
 from tfc.manifest import Engine, Manifest, Step, TensorSpec, Verdict
 from tfc.steps.kernels import engines_of
@@ -94,6 +95,7 @@ def _sections(artifact: Artifact, asked: tuple[str, ...]) -> list[RenderableType
         return [*engines]
     return [
         facts(f"Artifact {printable(str(artifact.path))}", _summary(manifest)),
+        *_members(manifest),
         _signature(manifest),
         _files(artifact),
         _steps(manifest),
@@ -121,6 +123,7 @@ def _summary(manifest: Manifest) -> dict[str, str]:
             if part
         ),
         "labels": _labels(task.labels),
+        **{f"head {name}": _labels(head.labels) for name, head in task.heads.items()},
         "text": f"at most {preprocess.max_length} tokens, padded on the {preprocess.padding_side}"
         if preprocess
         else "",
@@ -128,6 +131,22 @@ def _summary(manifest: Manifest) -> dict[str, str]:
         "written by": f"tfc {manifest.tfc}, schema {manifest.schema}",
     }
     return {name: value for name, value in rows.items() if value}
+
+
+def _members(manifest: Manifest) -> list[RenderableType]:
+    """The models of an ensemble, in their order."""
+    if manifest.ensemble is None:
+        return []
+    grid = table(
+        f"Members: {ensemble_summary(manifest.ensemble)}",
+        ["", "checkpoint", "model", ">parameters", "sha256"],
+    )
+    for number, member in enumerate(manifest.ensemble.members, start=1):
+        checkpoint = member.checkpoint
+        cells = (checkpoint.source, checkpoint.model_type, human_count(checkpoint.parameters))
+        sha256 = f"{checkpoint.sha256[:_HASH_SHOWN]}…"
+        grid.add_row(str(number), *map(printable, cells), sha256)
+    return [grid]
 
 
 def _labels(labels: list[str]) -> str:

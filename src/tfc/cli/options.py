@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     _RangeType = click.ParamType[tuple[int, int, int]]
     _ListType = click.ParamType[tuple[int, ...]]
     _ShareType = click.ParamType[float]
+    _NumbersType = click.ParamType[tuple[float, ...]]
 else:  # generic in recent versions of click only
-    _RangeType = _ListType = _ShareType = click.ParamType
+    _RangeType = _ListType = _ShareType = _NumbersType = click.ParamType
 
 
 class SizeRange(_RangeType):
@@ -57,6 +58,23 @@ class SizeList(_ListType):
         if min(sizes) < 1:
             self.fail("a size must be at least 1", param, ctx)
         return sizes
+
+
+class NumberList(_NumbersType):
+    """`0.5,0.3,0.2`: a list of numbers."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """One or more numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a list of numbers, e.g. 0.5,0.3,0.2", param, ctx)
 
 
 class Percent(_ShareType):
@@ -116,8 +134,11 @@ def checkpoint_options(function: Command) -> Command:
         ),
         click.option(
             "--checkpoint",
+            "checkpoints",
+            multiple=True,
             metavar="CHECKPOINT",
-            help="Where the checkpoint is now, if it moved since export.",
+            help="Where the checkpoint is now, if it moved since export; repeated for the members "
+            "of an ensemble, in their order.",
         ),
     ):
         function = decorate(function)

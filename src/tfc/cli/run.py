@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfc.cli.console import err, out
-from tfc.cli.options import artifact_argument
-from tfc.cli.run_display import JsonLog, all_of, counted, live, show_summary, summary_json
+from tfc.cli.options import Percent, artifact_argument
+from tfc.cli.run_display import (
+    JsonLog,
+    all_of,
+    counted,
+    live,
+    show_drift,
+    show_summary,
+    summary_json,
+)
 from tfc.cli.run_metrics import MetricsFile
 from tfc.cli.run_signals import stop_requests
 from tfc.errors import BadData, JobStopped
@@ -93,6 +101,12 @@ class RunCommand(click.Command):
     help="Rows of a shard, or of a part of an output folder.",
 )
 @click.option("--restart", is_flag=True, help="Begin anew, whatever an earlier run left.")
+@click.option(
+    "--shadow",
+    type=Percent(),
+    metavar="PERCENT",
+    help="Run this share of the rows again with the fp32 reference, to see drift: 0.1%",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--log-json", is_flag=True, help="Log to stderr, a line of JSON per event.")
 @click.option(
@@ -109,6 +123,7 @@ def command(
     settings: tuple[str, ...],
     threads: int | None,
     on_error: str,
+    shadow: float | None,
     as_json: bool,
     log_json: bool,
     metrics_file: Path | None,
@@ -124,6 +139,9 @@ def command(
     and the reason, to OUTPUT.errors.jsonl. Question answering reads the fields question and
     context, every other task the field text.
 
+    With --shadow some rows run again after the job: with PyTorch where the checkpoint is there,
+    else with the exported fp32 graph. The same texts give the same rows, and one at least.
+
     A job that was stopped or killed goes on when the same command is run again.
 
     A VALUE is JSON, or plain text; a list may be given with commas: --set labels=refund,delivery
@@ -136,6 +154,13 @@ def command(
     metrics = None if metrics_file is None else MetricsFile(metrics_file, output)
     loaded = Session.load(artifact, engine, threads, require_verified=require_verified)
     with loaded as session:
+        watch = None
+        if shadow is not None:
+            from tfc.artifact import Artifact
+            from tfc.steps.shadow import Shadow
+
+            watch = Shadow(Artifact.open(artifact), session.engine_name, shadow)
+            job["on_rows"] = watch.see
         job.update(values_from_settings(session.task.name, session.options, settings))
         _warn(session, artifact, log if log_json else None)
         shown = nullcontext(log.report) if log_json else live()
@@ -150,13 +175,18 @@ def command(
                 raise
     if metrics is not None:
         metrics.finish()
+    drift = None if watch is None else watch.drift()
     if log_json:
-        log.event("finished", engine=session.engine_name, **dataclasses.asdict(summary))
+        shadowed = {} if drift is None else {"shadow": drift.as_json()}
+        done = {**dataclasses.asdict(summary), **shadowed}
+        log.event("finished", engine=session.engine_name, **done)
     console = err if summary.output is None else out
     if as_json:
-        click.echo(summary_json(summary, session.engine_name), err=summary.output is None)
+        click.echo(summary_json(summary, session.engine_name, drift), err=summary.output is None)
     else:
         show_summary(summary, session.engine_name, console)
+        if drift is not None:
+            show_drift(drift, console)
     if on_error == "fail" and summary.bad_rows:
         raise BadData(
             f"{counted(summary.bad_rows, 'row')} could not be used",

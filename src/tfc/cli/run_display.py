@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from tfc.runtime.jobs import JobSummary
     from tfc.runtime.jobs.progress import JobProgress
+    from tfc.steps.shadow import Drift
 
 # Seconds between two progress events of --log-json: a night's job gives a log of some megabytes.
 _LOG_INTERVAL_S = 10.0
@@ -115,9 +116,29 @@ def show_summary(summary: JobSummary, engine: str, console: Console) -> None:
         )
 
 
-def summary_json(summary: JobSummary, engine: str) -> str:
+def show_drift(drift: Drift, console: Console) -> None:
+    """How far the rows that ran again are from the reference, and whether that is too far."""
+    if drift.max_abs is None:
+        console.print("shadow: no row ran, so none was compared")
+        return
+    sampled = f" of {drift.sampled} sampled" if drift.sampled > drift.rows else ""
+    console.print(
+        f"shadow: {counted(drift.rows, 'row')}{sampled} of {drift.seen} off by at most "
+        f"{drift.max_abs:.1e}, {drift.argmax_agreement:.2%} with the same largest value, "
+        f"least cosine {drift.cosine:.6f}, against {drift.reference}",
+    )
+    if drift.beyond:
+        err.print(
+            f"tfc: warning: the engine drifts: {drift.max_abs:.1e} is beyond the "
+            f"{drift.allowed:.1e} that tfc verify allowed it",
+            soft_wrap=True,
+        )
+
+
+def summary_json(summary: JobSummary, engine: str, drift: Drift | None = None) -> str:
     """The summary as one line of JSON."""
-    return json.dumps({"engine": engine, **dataclasses.asdict(summary)}, default=str)
+    shadow = {} if drift is None else {"shadow": drift.as_json()}
+    return json.dumps({"engine": engine, **dataclasses.asdict(summary), **shadow}, default=str)
 
 
 def counted(number: int, noun: str) -> str:

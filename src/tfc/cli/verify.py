@@ -39,6 +39,15 @@ from tfc.errors import EXIT_CHECK_FAILED
 @click.option(
     "--limit", type=click.IntRange(min=1), default=512, show_default=True, help="Rows to compare."
 )
+@click.option(
+    "--relations/--no-relations",
+    default=True,
+    show_default=True,
+    help="Check padding, rows and odd texts too, at every size of the engine's profile.",
+)
+@click.option(
+    "--bisect", is_flag=True, help="Find the first pass, layer and node where an engine is off."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @checkpoint_options
 @click.pass_context
@@ -52,8 +61,10 @@ def command(
     label_column: str | None,
     max_drop: float | None,
     limit: int,
+    relations: bool,
+    bisect: bool,
     as_json: bool,
-    checkpoint: str | None,
+    checkpoints: tuple[str, ...],
     base: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
@@ -68,9 +79,18 @@ def command(
     index of a class, or a list of them where the model gives several; a list of entities with
     start, end and label; a list of answers; or a number, the score of a regression or how similar
     two texts are.
+
+    Relations hold whatever the data are. Padding on either side, holes in the mask, single tokens
+    and odd texts are compared with PyTorch; rows in another order, alone, or all the same, with the
+    engine itself.
+
+    With --bisect the graphs that an engine came from are compared with PyTorch as well, value by
+    value, on the input where the engine is furthest off. What is found is named, and the smallest
+    sub-graph that shows it is kept in the artifact, with a command of Polygraphy that runs it.
     """
     from tfc.artifact import VERIFY_REPORT, Artifact
-    from tfc.cli.verify_display import show_metrics, show_parity
+    from tfc.cli.bisect_display import show_bisections
+    from tfc.cli.verify_display import show_metrics, show_parity, show_relations
     from tfc.steps.verify import verify
 
     opened = Artifact.open(artifact)
@@ -84,7 +104,9 @@ def command(
             label_column=label_column,
             max_drop=max_drop,
             limit=limit,
-            checkpoint=checkpoint,
+            relations=relations,
+            bisect=bisect,
+            checkpoint=checkpoints,
             base=base,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
@@ -94,7 +116,11 @@ def command(
         click.echo(json.dumps(result.as_json(), indent=2, ensure_ascii=False, default=float))
     else:
         show_parity(result)
+        show_relations(result)
         show_metrics(result)
+        show_bisections(result)
+        if result.failed and not bisect:
+            out.print("Find where with: tfc verify --bisect, and the same options")
         out.print(f"written to {opened.path / VERIFY_REPORT}", soft_wrap=True)
     if result.failed:
         ctx.exit(EXIT_CHECK_FAILED)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from rich.table import Table
+
 from tfc.cli.console import out, printable, table
 from tfc.steps.label_rows import MOST_NAMED, LeftOut
+from tfc.steps.relations import NOT_RUN as RELATION_NOT_RUN
+from tfc.steps.relations import Relation
 from tfc.steps.task_metrics import ChangedRow, EngineMetrics, Judge, points_text, value_text
 from tfc.steps.verify_report import EngineVerdict, VerifyResult
 
 # So many rows are named under a table; the report names more.
 _FEW = 3
+# Failing relations that are listed, for the same reason.
+_MOST_RELATIONS = 8
 
 
 def show_parity(result: VerifyResult) -> None:
@@ -29,6 +35,45 @@ def show_parity(result: VerifyResult) -> None:
             out.print(f"{found.engine}: allowed is {found.tolerance.source}")
         if found.agreement is not None and found.agreement.holds:
             out.print(f"{found.engine}: {found.agreement.text()}")
+
+
+def show_relations(result: VerifyResult) -> None:
+    """For each engine how many relations hold, a table of those that do not, and what was not run.
+
+    A relation holds if it does at every size.
+    """
+    for found in result.verdicts:
+        if not found.relations:
+            continue
+        names = dict.fromkeys(one.name for one in found.relations)
+        failed = [one for one in found.relations if one.fails]
+        checked = {one.name for one in found.relations if one.outcome != RELATION_NOT_RUN}
+        holding = len(checked - {one.name for one in failed})
+        out.print(f"{found.engine}: {holding} of {len(names)} relations hold{_left(found)}")
+        if failed:
+            out.print(_failed_relations(failed[:_MOST_RELATIONS]))
+        if len(failed) > _MOST_RELATIONS:
+            out.print(f"… and {len(failed) - _MOST_RELATIONS} more in the report")
+
+
+def _left(found: EngineVerdict) -> str:
+    """The relations that were not run, by reason."""
+    reasons: dict[str, dict[str, None]] = {}
+    for one in found.relations:
+        if one.outcome == RELATION_NOT_RUN:
+            reasons.setdefault(one.reason, {})[one.name] = None
+    texts = [f"{', '.join(names)} ({reason})" for reason, names in reasons.items()]
+    return f"; not run: {'; '.join(texts)}" if texts else ""
+
+
+def _failed_relations(failed: list[Relation]) -> Table:
+    grid = table("", ["relation that fails", "rows x tokens", ">max abs", ">allowed"])
+    for one in failed:
+        if one.max_abs is None or one.allowed is None:
+            grid.add_row(one.name, f"{one.size}: {printable(one.reason)}", "-", "-")
+        else:
+            grid.add_row(one.name, one.size, f"{one.max_abs:.1e}", f"{one.allowed:.1e}")
+    return grid
 
 
 def show_metrics(result: VerifyResult) -> None:

@@ -114,7 +114,7 @@ def bench(
     pytorch: Sequence[str] | bool = (SDPA,),
     against: Sequence[str | Path] = (),
     start: bool = True,
-    checkpoint: str | None = None,
+    checkpoint: str | Sequence[str] | None = None,
     base: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -136,7 +136,8 @@ def bench(
         pytorch: forms of PyTorch: `sdpa`, `eager`, `compile`; True is `sdpa`, False none.
         against: other artifacts, and ONNX files, to measure beside.
         start: measure loading, the first result and peak memory, in fresh processes.
-        checkpoint: where the checkpoint is now, if it was moved since export.
+        checkpoint: where the checkpoint is now, if it was moved since export; for an ensemble
+            one for each member, in their order.
         base: where the base model of an adapter is now.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.

@@ -33,7 +33,7 @@ _ENGINE, _ONNX = "engine", "onnx"
 class CheckpointPlace:
     """Where the checkpoint is now, and what it may do; see `reference_from_artifact`."""
 
-    checkpoint: str | None = None
+    checkpoint: str | Sequence[str] | None = None
     base: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False

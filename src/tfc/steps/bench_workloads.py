@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.errors import BadData, UsageError
@@ -17,8 +18,9 @@ from tfc.manifest import BATCH, MODEL, SEQUENCE, Engine
 from tfc.runtime.assembly import text_encoder_of
 from tfc.runtime.backends.base import Profile, Range
 from tfc.runtime.batching import Limits, batches
-from tfc.runtime.padding import Feed
+from tfc.runtime.padding import MASK, Feed, split_name
 from tfc.runtime.throughput import Workload
+from tfc.runtime.tokenization import INPUT_IDS
 from tfc.steps.cases import sample_texts
 
 DEFAULT_BATCHES = (1, 8, 32)
@@ -85,17 +87,24 @@ def _full(artifact: Artifact, batch: int, length: int, flops: FlopsOfRow) -> Wor
 
 def full_batch(artifact: Artifact, batch: int, length: int) -> Feed:
     """Rows of real tokens, exactly `length` each, special tokens at both ends."""
-    names = [spec.name for spec in artifact.manifest.signature.inputs]
     encoder = text_encoder_of(artifact)
-    (encoding,) = encoder.encode([" ".join(sample_texts(artifact))])
-    ids = encoder.pad([encoding])["input_ids"][0]
+    padded = encoder.pad(encoder.encode([" ".join(sample_texts(artifact))]))
+    feed = {}
+    for spec in artifact.manifest.signature.inputs:
+        kind, suffix = split_name(spec.name)
+        row = np.zeros(length, np.int64)
+        if kind == INPUT_IDS:
+            row = _full_row(padded[spec.name][0][padded[MASK + suffix][0] == 1], length)
+        elif kind == MASK:
+            row[:] = 1
+        feed[spec.name] = np.repeat(row[None], batch, axis=0)
+    return feed
+
+
+def _full_row(ids: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
+    """The first and the last of a text's tokens, and those between them as often as needed."""
     inner = np.resize(ids[1:-1] if len(ids) > 2 else ids, max(0, length - 2))
-    row = np.concatenate([ids[:1], inner, ids[-1:]])[:length]
-    feed = {name: np.zeros((batch, length), np.int64) for name in names}
-    feed["input_ids"][:] = row
-    if "attention_mask" in feed:
-        feed["attention_mask"][:] = 1
-    return dict(feed)
+    return np.concatenate([ids[:1], inner, ids[-1:]])[:length]
 
 
 @dataclass(frozen=True)

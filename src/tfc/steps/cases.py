@@ -67,13 +67,13 @@ class Cases:
 
     def of_reference(self, reference: Reference | Recorded, on_batch: OnBatch) -> list[Array]:
         """PyTorch's values."""
-        return self._vectors(reference, on_batch)
+        return self.values_of(reference, on_batch)
 
     def of_engine(self, runners: dict[str, Runner], on_batch: OnBatch) -> list[Array]:
         """An engine's values."""
-        return self._vectors(runners[MODEL].run, on_batch)
+        return self.values_of(runners[MODEL].run, on_batch)
 
-    def _vectors(self, call: Call, on_batch: OnBatch) -> list[Array]:
+    def values_of(self, call: Call, on_batch: OnBatch) -> list[Array]:
         """Run every batch, and keep the values that count: `[n, values]` arrays.
 
         Of an output per token, those of real tokens; padding has no meaning.

@@ -167,6 +167,8 @@ def _manifest(exported: Exported, folder: Path, step: Step, seconds: float) -> M
     result: dict[str, Any] = {"parity": exported.parity.as_json()}
     if exported.longest:
         result["longest"] = exported.longest
+    if exported.shared:
+        result["shared"] = exported.shared
     done = Step(
         name=step.name,
         options=step.options,
@@ -184,6 +186,7 @@ def _manifest(exported: Exported, folder: Path, step: Step, seconds: float) -> M
         preprocess=exported.preprocess,
         images=exported.images,
         audio=exported.audio,
+        ensemble=exported.ensemble,
         files=files,
         steps=[done],
     )

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfc.ensemble import nothing_combines
 from tfc.errors import UsageError, require
 from tfc.manifest import Step
 from tfc.steps.export import PACKAGES, ExportResult, existing_artifact, write_artifact
 from tfc.steps.export import export as export_checkpoint
+from tfc.steps.export_ensemble import export_ensemble, export_heads
 from tfc.steps.record import onnxruntime_version, versions_of
 
 if TYPE_CHECKING:
@@ -19,13 +21,27 @@ NAME = "export"
 
 
 def export(
-    checkpoint: str | Path | torch.nn.Module, *arguments: Any, **options: Any
+    checkpoint: str | Path | Sequence[str | Path] | torch.nn.Module,
+    *arguments: Any,
+    **options: Any,
 ) -> ExportResult:
-    """Export a checkpoint or a module.
+    """Export a checkpoint, several of them, or a module.
 
-    `export(checkpoint, output, …)` is `tfc.steps.export.export`, and
+    `export(checkpoint, output, …)` is `tfc.steps.export.export`,
+    `export([first, second], output, ensemble="mean", …)` is `export_ensemble`,
+    `export([first, second], output, heads=["intent", "mood"], …)` is `export_heads`, and
     `export(module, example_inputs, output, …)` is `export_module`; each takes its own options.
     """
+    if isinstance(checkpoint, (list, tuple)):
+        if "heads" in options and "ensemble" in options:
+            raise UsageError(
+                "an ensemble has one output, and heads have one each", fix="Choose one of the two"
+            )
+        if "heads" in options:
+            return export_heads(checkpoint, *arguments, **options)
+        if "ensemble" not in options:
+            raise nothing_combines(len(checkpoint))
+        return export_ensemble(checkpoint, *arguments, **options)
     if isinstance(checkpoint, (str, Path)):
         return export_checkpoint(checkpoint, *arguments, **options)
     return export_module(checkpoint, *arguments, **options)

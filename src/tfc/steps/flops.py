@@ -1,7 +1,8 @@
 """The arithmetic of a graph's matrix products and attentions, from its shapes.
 
 A product of [M, K] and [K, N] takes 2·M·N·K operations, and so do the two products inside an
-attention: queries with keys, and probabilities with values. Convolutions are not counted.
+attention: queries with keys, and probabilities with values. They count as one attention, whether
+it is an `Attention` or written as its products. Convolutions are not counted.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ Dims = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Product:
-    """A MatMul, Gemm or Attention node.
+    """A MatMul, Gemm or Attention node, or the products of an attention.
 
     Attributes:
-        node: its name.
+        node: its name; of an attention in products the name of the last one.
         module: the path of the module that it came from; empty where that is not told.
-        attention: whether it is an Attention.
+        attention: whether it is an attention.
         precision: the type that it computes in as the graph says; `unknown` if it does not.
         flops: operations at the profile's best sizes; None where a size is not told.
         of_tokens: whether what it reads, weights aside, has one vector for each token.
@@ -61,26 +62,36 @@ def products_of_graph(model: ir.Model, profile: Profile) -> list[Product]:
 
     One of which nothing but the shape is used is left out: no backend computes it.
     """
+    from tfc.optimizers.attention_products import all_attention_products
     from tfc.optimizers.graph import module_of
 
     used = _used_nodes(model)
+    scores_of = {each.output: each.scores for each in all_attention_products(model)}
+    counted_later = set(scores_of.values())
     count: dict[str, Callable[[ir.Node, Profile], int | None]] = {
         "MatMul": _matmul_flops,
         "Gemm": _gemm_flops,
         ATTENTION_OP: _attention_flops,
     }
-    return [
-        Product(
-            node=str(node.name),
-            module=module_of(node),
-            attention=node.op_type == ATTENTION_OP,
-            precision=_precision(node),
-            flops=count[node.op_type](node, profile),
-            of_tokens=_of_tokens(node),
+    found = []
+    for node in model.graph:
+        standard = node.op_type in count and node.domain in ("", "ai.onnx")
+        if not standard or node not in used or node in counted_later:
+            continue
+        flops = count[node.op_type](node, profile)
+        if node in scores_of:
+            flops = _plus(flops, _matmul_flops(scores_of[node], profile))
+        found.append(
+            Product(
+                node=str(node.name),
+                module=module_of(node),
+                attention=node.op_type == ATTENTION_OP or node in scores_of,
+                precision=_precision(scores_of.get(node, node)),
+                flops=flops,
+                of_tokens=_of_tokens(node),
+            )
         )
-        for node in model.graph
-        if node.op_type in count and node.domain in ("", "ai.onnx") and node in used
-    ]
+    return found
 
 
 def _used_nodes(model: ir.Model) -> set[ir.Node]:

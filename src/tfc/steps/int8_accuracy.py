@@ -25,7 +25,7 @@ _BOTH_WAYS = 2.0
 
 @dataclass(frozen=True)
 class Answers:
-    """What a graph says: `[…, values]` arrays, and the task's main metric where rows have labels.
+    """What a graph says: `[…, values]` arrays, and the main metric where rows have labels.
 
     The metric is minus infinity, without a name, where an output is not finite.
     """
@@ -95,15 +95,14 @@ def answers_of(run: Run, rows: CalibrationRows, on_batch: OnBatch) -> Answers:
 
 
 def _metric(rows: CalibrationRows, outputs: list[Outputs]) -> tuple[str, float | None]:
-    """The name of the main metric, which is the first, and its value."""
+    """The main metric and its name, where there are labels."""
     labelled = rows.labelled
     if labelled is None:
         return "", None
     if not is_finite(outputs):
         return "", -np.inf
-    golds = [row.gold for row in labelled.rows]
-    tally = labelled.scorer.tally(golds, labelled.found(outputs))
-    return next(iter(tally.values(np.arange(len(golds))).items()))
+    values = labelled.tally(labelled.found(outputs)).values(labelled.every)
+    return next(iter(values.items()))
 
 
 def accuracy_of(task: Task, exact: Answers, got: Answers) -> Accuracy:

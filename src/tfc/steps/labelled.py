@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from tfc.artifact import Artifact
 from tfc.errors import BadData, UsageError
 from tfc.files import sha256_of_file
 from tfc.metrics import scorer_of
-from tfc.metrics.base import Found, Scorer
+from tfc.metrics.base import Found, Indices, Scorer, Tally
 from tfc.runtime.rows import Columns
 from tfc.runtime.tasks import TEXT_TASKS
 from tfc.runtime.tasks.base import Item
@@ -55,6 +57,16 @@ class Labelled:
         predictions = self.batches.predictions(outputs)
         return [[predictions[place] for place in places] for places in self.places]
 
+    def tally(self, found: Sequence[Found]) -> Tally:
+        """What is right and wrong in what was predicted for each row."""
+        golds = [row.gold for row in self.rows]
+        return self.scorer.tally(golds, found, _queries(self.rows))
+
+    @property
+    def every(self) -> Indices:
+        """All rows, as a tally counts them."""
+        return np.arange(len(self.rows))
+
 
 def labelled_from_jsonl(
     artifact: Artifact, data: str | Path, columns: LabelColumns, limit: int
@@ -96,6 +108,12 @@ def labelled_from_jsonl(
             sha256_of_file(path),
         ),
     )
+
+
+def _queries(rows: Sequence[LabelRow]) -> list[str]:
+    """The first text of each row; none where rows have one text only."""
+    pairs = [row.texts[0] if isinstance(row.texts[0], tuple) else tuple(row.texts) for row in rows]
+    return [str(pair[0]) for pair in pairs] if all(len(pair) > 1 for pair in pairs) else []
 
 
 def _resolved(columns: LabelColumns, task: str, scorer: Scorer) -> LabelColumns:

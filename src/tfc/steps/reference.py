@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.errors import BadCheckpoint, CheckFailed, UsageError, require
+from tfc.manifest import MODEL, Checkpoint
 from tfc.runtime.padding import Feed
 from tfc.tensor_samples import TENSOR_SAMPLES, TensorSample, tensor_samples_from
+
+if TYPE_CHECKING:
+    from tfc.exporter.source import Source
 
 
 @dataclass(frozen=True)
@@ -91,16 +96,19 @@ def recorded_from_artifact(artifact: Artifact) -> Recorded:
 def reference_from_artifact(
     artifact: Artifact,
     *,
-    checkpoint: str | None = None,
+    checkpoint: str | Sequence[str] | None = None,
     base: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Reference:
     """Load the checkpoint that the artifact was exported from, with the same head.
 
+    Of an ensemble its members, and what combines them.
+
     Args:
         artifact: the artifact.
-        checkpoint: where the checkpoint is now, if it was moved since export.
+        checkpoint: where the checkpoint is now, if it was moved since export; for an ensemble
+            one for each member, in their order.
         base: where the base model of an adapter is now.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
@@ -108,7 +116,8 @@ def reference_from_artifact(
     Raises:
         MissingPackage: torch or transformers is not installed.
         BadCheckpoint: it is not there any more, or it is not the one that was exported.
-        UsageError: the artifact was made from a module, and holds PyTorch's outputs only.
+        UsageError: the artifact was made from a module, and holds PyTorch's outputs only; or
+            there are fewer or more checkpoints than models.
     """
     if TENSOR_SAMPLES in artifact.manifest.files:
         raise UsageError(
@@ -118,39 +127,95 @@ def reference_from_artifact(
         )
     require("torch", "compile")
     require("transformers", "compile")
+    manifest, ensemble = artifact.manifest, artifact.manifest.ensemble
+    records = [m.checkpoint for m in ensemble.members] if ensemble else [manifest.checkpoint]
+    allowed = _Allowed(trust_remote_code, allow_pickle)
+    tasks = [head.name for head in manifest.task.heads.values()]
+    tasks = tasks or [manifest.task.name] * len(records)
+    adapters = any(record.base for record in records)
+    modules = [
+        # Among adapters a whole model has no base; without any, a base is an error of the call.
+        _module(record, task, place, base if record.base or not adapters else None, allowed)
+        for record, task, place in zip(
+            records, tasks, _places(checkpoint, len(records)), strict=True
+        )
+    ]
+    outputs = tuple(spec.name for spec in manifest.signature.outputs)
+    if ensemble is None:
+        return Reference(modules[0], outputs)
+    from tfc.exporter.ensemble.module import ensemble_module
+
+    names = manifest.graphs[MODEL].input_names
+    return Reference(ensemble_module(ensemble, manifest.task, modules, names), outputs)
+
+
+@dataclass(frozen=True)
+class _Allowed:
+    """What loading may do."""
+
+    trust_remote_code: bool
+    allow_pickle: bool
+
+
+def _places(checkpoint: str | Sequence[str] | None, models: int) -> list[str | None]:
+    """Where the checkpoint of each model is now; None where it is where it was."""
+    if not checkpoint:
+        return [None] * models
+    places: list[str | None] = [checkpoint] if isinstance(checkpoint, str) else [*checkpoint]
+    if len(places) != models:
+        made = "1 checkpoint" if models == 1 else f"{models} checkpoints"
+        raise UsageError(
+            f"this artifact was made from {made}, and {len(places)} were given",
+            fix="Repeat --checkpoint for each, in the order in which they were exported",
+        )
+    return places
+
+
+def _module(
+    record: Checkpoint, task: str, place: str | None, base: str | None, allowed: _Allowed
+) -> Any:
+    """The module that was exported, from its checkpoint."""
     from tfc.exporter.loading import model_from_source
-    from tfc.exporter.source import source_from_checkpoint
     from tfc.exporter.tasks import task_of
     from tfc.exporter.text import text_module
 
-    manifest = artifact.manifest
-    given = checkpoint or manifest.checkpoint.source
+    source = _source(record, place, base, allowed)
+    spec = task_of(source, task)
+    model = model_from_source(
+        source,
+        spec,
+        trust_remote_code=allowed.trust_remote_code,
+        allow_pickle=allowed.allow_pickle,
+    )
+    return text_module(source, spec, model)
+
+
+def _source(record: Checkpoint, place: str | None, base: str | None, allowed: _Allowed) -> Source:
+    """The checkpoint of a record, which must be the same still."""
+    from tfc.exporter.source import source_from_checkpoint
+
+    given = place or record.source
     try:
         source = source_from_checkpoint(
             given,
-            revision=manifest.checkpoint.revision,
-            base=base or (manifest.checkpoint.base if checkpoint is None else None),
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
+            revision=record.revision,
+            base=base or (record.base if place is None else None),
+            allow_pickle=allowed.allow_pickle,
+            trust_remote_code=allowed.trust_remote_code,
         )
     except BadCheckpoint as error:
-        if checkpoint is not None or base is not None:
+        if place is not None or base is not None:
             raise
         raise BadCheckpoint(
             f"the checkpoint that this artifact was exported from cannot be read ({error.what})",
             where=given,
             fix="Say where it is with --checkpoint"
-            + (", and its base model with --base" if manifest.checkpoint.base else ""),
+            + (", and its base model with --base" if record.base else ""),
         ) from error
-    if source.sha256 != manifest.checkpoint.sha256:
+    if source.sha256 != record.sha256:
         raise BadCheckpoint(
             "this is not the checkpoint that the artifact was exported from: its files differ",
             where=given,
             fix="Give the one that was exported with --checkpoint, or export this one anew",
         )
-    spec = task_of(source, manifest.task.name)
-    model = model_from_source(
-        source, spec, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
-    )
-    outputs = tuple(spec.name for spec in manifest.signature.outputs)
-    return Reference(text_module(source, spec, model), outputs)
+    return source

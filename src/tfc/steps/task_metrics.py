@@ -10,14 +10,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from tfc.metrics.base import Found, Tally
 from tfc.metrics.bootstrap import CONFIDENCE, RESAMPLES, SEED, Difference, paired_differences
 from tfc.metrics.correlation import CORRELATIONS
 from tfc.metrics.ranking import NDCG
 from tfc.steps.batches import Outputs, is_finite
-from tfc.steps.label_rows import MOST_NAMED, LabelRow
+from tfc.steps.label_rows import MOST_NAMED
 from tfc.steps.labelled import Labelled
 
 # A drop of just what is allowed is allowed: 0.9 - 0.895 is a little above 0.005.
@@ -85,19 +83,19 @@ class Judge:
     @cached_property
     def tally(self) -> Tally:
         """PyTorch's."""
-        return self._tally(self.pytorch)
+        return self.labelled.tally(self.pytorch)
 
     @cached_property
     def values(self) -> dict[str, float]:
         """PyTorch's metrics."""
-        return self.tally.values(self._every)
+        return self.tally.values(self.labelled.every)
 
     def engine_metrics(self, outputs: Sequence[Outputs]) -> EngineMetrics | None:
         """Of the outputs of an engine; None where they are not finite numbers."""
         if not is_finite(outputs):
             return None
         engine = self.labelled.found(outputs)
-        tally, scorer = self._tally(engine), self.labelled.scorer
+        tally, scorer = self.labelled.tally(engine), self.labelled.scorer
         changed = [
             ChangedRow(row.line, scorer.answer(p), scorer.answer(e), scorer.change(row.gold, p, e))
             for row, p, e in zip(self.labelled.rows, self.pytorch, engine, strict=True)
@@ -105,7 +103,7 @@ class Judge:
         worse = sorted((row for row in changed if row.change < 0), key=lambda row: row.change)
         flips = [row for row in changed if row.pytorch != row.engine]
         return EngineMetrics(
-            tally.values(self._every),
+            tally.values(self.labelled.every),
             tally.report(),
             paired_differences(self.tally, tally, len(engine)),
             flips if scorer.decides else None,
@@ -127,20 +125,6 @@ class Judge:
             "bootstrap": {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": SEED},
             "pytorch": {"values": self.values, "classes": self.tally.report()},
         }
-
-    def _tally(self, found: list[Found]) -> Tally:
-        rows = self.labelled.rows
-        return self.labelled.scorer.tally([r.gold for r in rows], found, _queries(rows))
-
-    @property
-    def _every(self) -> np.typing.NDArray[np.intp]:
-        return np.arange(len(self.labelled.rows))
-
-
-def _queries(rows: Sequence[LabelRow]) -> list[str]:
-    """The first text of each row; none where rows have one text only."""
-    pairs = [row.texts[0] if isinstance(row.texts[0], tuple) else tuple(row.texts) for row in rows]
-    return [str(pair[0]) for pair in pairs] if all(len(pair) > 1 for pair in pairs) else []
 
 
 def drop_reasons(metric: str, before: float, after: float, max_drop: float) -> list[str]:

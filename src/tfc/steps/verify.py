@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
 from tfc.artifact import Artifact
-from tfc.errors import BackendUnavailable, BadArtifact, UsageError
-from tfc.manifest import MODEL, Engine
-from tfc.runtime.backends import backend as backend_of
-from tfc.runtime.backends.base import Runner
-from tfc.runtime.engine import close_all, runners_from_engine
-from tfc.runtime.padding import Feed
-from tfc.runtime.parity import failures, parity_of, tolerance_of
-from tfc.steps.batches import Outputs
+from tfc.errors import UsageError
 from tfc.steps.cases import Cases, cases_of
 from tfc.steps.generation_cases import GenerationCases
-from tfc.steps.int8_options import INT8
-from tfc.steps.int8_verdict import floor_runner, int8_agreement, int8_tolerance
-from tfc.steps.labelled import LabelColumns, Labelled, labelled_from_jsonl
+from tfc.steps.labelled import LabelColumns, labelled_from_jsonl
 from tfc.steps.record import OnProgress, no_progress
 from tfc.steps.reference import reference_from_artifact
-from tfc.steps.task_metrics import EngineMetrics, Judge
-from tfc.steps.verify_report import (
-    FAILED,
-    NOT_RUN,
-    VERIFIED,
-    EngineVerdict,
-    VerifyResult,
-    record_result,
-)
+from tfc.steps.relations import Relations
+from tfc.steps.verify_report import VerifyResult, record_result
+from tfc.steps.yardstick import yardstick_of
 
 # PyTorch in fp32 is run on at most this many rows unless the caller asks for more.
 DEFAULT_LIMIT = 512
@@ -51,7 +33,9 @@ def verify(
     label_column: str | None = None,
     max_drop: float | None = None,
     limit: int = DEFAULT_LIMIT,
-    checkpoint: str | None = None,
+    relations: bool = True,
+    bisect: bool = False,
+    checkpoint: str | Sequence[str] | None = None,
     base: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -74,7 +58,11 @@ def verify(
         max_drop: an engine fails if its main metric is further below PyTorch's: 0.005 is half a
             point. Not a gate if None.
         limit: compare the first so many rows.
-        checkpoint: where the checkpoint is now, if it was moved since export.
+        relations: check as well what must hold for any data (`tfc.steps.relations`): padding on
+            either side, the independence of rows, odd texts.
+        bisect: find the first pass, layer and node where an engine leaves PyTorch.
+        checkpoint: where the checkpoint is now, if it was moved since export; for an ensemble
+            one for each member, in their order.
         base: where the base model of an adapter is now.
         trust_remote_code: run Python code that comes with the checkpoint.
         allow_pickle: read weights that are pickles.
@@ -108,9 +96,13 @@ def verify(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
-    yardstick = _yardstick(artifact, cases, labelled, reference, max_drop, on_progress)
+    yardstick = yardstick_of(artifact, cases, labelled, reference, max_drop, on_progress)
+    if relations:
+        checks = Relations(artifact, reference, yardstick.noise)
+        yardstick = replace(yardstick, relations=checks)
     found = tuple(yardstick.verdict(name) for name in names)
-    result = VerifyResult(artifact, found, yardstick.cases, yardstick.judge, max_drop)
+    bisections = tuple(yardstick.bisection(one) for one in found) if bisect else ()
+    result = VerifyResult(artifact, found, yardstick.cases, yardstick.judge, max_drop, bisections)
     record_result(result)
     return result
 
@@ -156,119 +148,3 @@ def _engine_names(artifact: Artifact, asked: Sequence[str]) -> list[str]:
             fix=f"Choose among: {', '.join(engines)}",
         )
     return list(asked) or list(engines)
-
-
-def _why_not_run(engine: Engine) -> str:
-    """Why the engine cannot be run on this machine; empty if it can."""
-    return backend_of(engine.backend).availability().why_not_run
-
-
-@dataclass(frozen=True)
-class _Tap:
-    """Runs batches, and keeps what came of them."""
-
-    call: Callable[[Feed], Outputs]
-    outputs: list[Outputs] = field(default_factory=list)
-
-    def run(self, inputs: Any) -> Outputs:
-        """The outputs of one batch."""
-        self.outputs.append(self.call(inputs))
-        return self.outputs[-1]
-
-    def close(self) -> None:
-        """Leave the engine to its owner."""
-
-
-@dataclass(frozen=True)
-class _Yardstick:
-    """What engines are compared with: PyTorch's values, and its metrics where there are labels.
-
-    `floors` are the values of PyTorch in other precisions, once they were asked for.
-    """
-
-    artifact: Artifact
-    cases: Cases | GenerationCases
-    reference: Any
-    expected: list[npt.NDArray[Any]]
-    judge: Judge | None
-    max_drop: float | None
-    on_progress: OnProgress
-    floors: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
-
-    def verdict(self, name: str) -> EngineVerdict:
-        """Run one engine and compare it."""
-        engine = self.artifact.manifest.engines[name]
-        reason = _why_not_run(engine)
-        if reason:
-            return EngineVerdict(name, NOT_RUN, reason, None, None)
-        int8 = engine.precision == INT8
-        floor = self._floor_of_int8(engine) if int8 else self._floor(engine.precision)
-        try:
-            runners = runners_from_engine(self.artifact, engine)
-        except (BadArtifact, BackendUnavailable) as error:
-            return EngineVerdict(name, FAILED, str(error), None, None)
-        try:
-            got, metrics = self._run(name, runners)
-        finally:
-            close_all(runners)
-        if int8 and floor is not None:
-            tolerance = int8_tolerance(self.artifact, engine, self.expected, floor)
-        else:
-            tolerance = tolerance_of(self.expected, floor, engine.precision)
-        parity = parity_of(self.expected, got, tolerance)
-        reasons = failures(parity, tolerance)
-        agreement = None
-        if tolerance.agreement is not None:
-            task = self.artifact.manifest.task
-            agreement = int8_agreement(task, self.expected, got, tolerance.agreement)
-            reasons += [] if agreement.holds else [agreement.text()]
-        if self.judge is not None and metrics is not None and self.max_drop is not None:
-            reasons += self.judge.too_low(metrics, self.max_drop)
-        verdict = FAILED if reasons else VERIFIED
-        return EngineVerdict(
-            name, verdict, "; ".join(reasons), parity, tolerance, metrics, agreement
-        )
-
-    def _run(
-        self, name: str, runners: dict[str, Runner]
-    ) -> tuple[list[npt.NDArray[Any]], EngineMetrics | None]:
-        on_batch = partial(self.on_progress, name)
-        if self.judge is None:
-            return self.cases.of_engine(runners, on_batch), None
-        tap = _Tap(runners[MODEL].run)
-        got = self.cases.of_engine({MODEL: tap}, on_batch)
-        return got, self.judge.engine_metrics(tap.outputs)
-
-    def _floor_of_int8(self, engine: Engine) -> list[npt.NDArray[Any]]:
-        """The values of the fp32 graph with the engine's products in int8."""
-        runner = floor_runner(self.artifact, engine)
-        return self.cases.of_engine({MODEL: runner}, partial(self.on_progress, "int8 floor"))
-
-    def _floor(self, precision: str) -> list[npt.NDArray[Any]] | None:
-        """PyTorch's values in the engine's own precision; None for fp32."""
-        if precision != "fp32" and precision not in self.floors:
-            on_batch = partial(self.on_progress, f"PyTorch {precision}")
-            half = self.reference.in_precision(precision)
-            self.floors[precision] = self.cases.of_reference(half, on_batch)
-        return self.floors.get(precision)
-
-
-def _yardstick(
-    artifact: Artifact,
-    cases: Cases | GenerationCases,
-    labelled: Labelled | None,
-    reference: Any,
-    max_drop: float | None,
-    on_progress: OnProgress,
-) -> _Yardstick:
-    """Run PyTorch in fp32."""
-    cases = cases.prepared(reference)
-    on_batch = partial(on_progress, "PyTorch fp32")
-    judge = None
-    if labelled is None:
-        expected = cases.of_reference(reference, on_batch)
-    else:
-        tap = _Tap(reference)
-        expected = labelled.cases.of_engine({MODEL: tap}, on_batch)
-        judge = Judge(labelled, labelled.found(tap.outputs))
-    return _Yardstick(artifact, cases, reference, expected, judge, max_drop, on_progress)

@@ -8,14 +8,16 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tfc.artifact import VERIFY_REPORT, Artifact
+from tfc.artifact import BISECT_FOLDER, VERIFY_REPORT, Artifact, Change
 from tfc.manifest import Verdict
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.parity import Parity, Tolerance
+from tfc.steps.bisect_report import Bisection
 from tfc.steps.cases import Cases
 from tfc.steps.generation_cases import GenerationCases
 from tfc.steps.int8_verdict import Agreement
 from tfc.steps.record import versions_of
+from tfc.steps.relations import Relation
 from tfc.steps.task_metrics import EngineMetrics, Judge
 
 VERIFIED, FAILED, NOT_RUN = "verified", "failed", "not run"
@@ -27,7 +29,8 @@ class EngineVerdict:
     """What was found for one engine.
 
     `parity` and `tolerance` are None where it was not run, `metrics` also where the data has no
-    labels, `agreement` but for int8.
+    labels, `agreement` but for int8. `relations` are what must hold for any data; empty where they
+    were not wanted.
     """
 
     engine: str
@@ -37,6 +40,7 @@ class EngineVerdict:
     tolerance: Tolerance | None
     metrics: EngineMetrics | None = None
     agreement: Agreement | None = None
+    relations: tuple[Relation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class VerifyResult:
     """The verdicts, and what they were found on.
 
     `judge` holds PyTorch's metrics on labelled rows, `max_drop` how much worse an engine's may be.
+    `bisections` says where engines leave PyTorch, if that was asked for.
     """
 
     artifact: Artifact
@@ -51,6 +56,7 @@ class VerifyResult:
     cases: Cases | GenerationCases
     judge: Judge | None = None
     max_drop: float | None = None
+    bisections: tuple[Bisection, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -93,6 +99,11 @@ class VerifyResult:
                 "max_drop": self.max_drop,
                 "engines": engines,
             }
+        relations = {v.engine: [r.as_json() for r in v.relations] for v in self.verdicts}
+        if any(relations.values()):
+            report["relations"] = relations
+        if self.bisections:
+            report["bisect"] = {each.engine: each.as_json() for each in self.bisections}
         plain: dict[str, Any] = _without_nan(report)
         return plain
 
@@ -127,7 +138,18 @@ def record_result(result: VerifyResult) -> None:
     with result.artifact.change() as change:
         text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, default=float)
         change.path(VERIFY_REPORT).write_text(text + "\n", encoding="utf-8")
+        _write_reproducers(result, change)
         change.manifest = dataclasses.replace(change.manifest, verdicts=verdicts)
+
+
+def _write_reproducers(result: VerifyResult, change: Change) -> None:
+    """The sub-graphs of these bisections, in place of those of earlier ones."""
+    for bisection in result.bisections:
+        prefix = f"{BISECT_FOLDER}/{bisection.engine}/"
+        for name in [name for name in change.manifest.files if name.startswith(prefix)]:
+            change.drop(name)
+        if bisection.reproducer is not None:
+            bisection.reproducer.write(change.folder / bisection.reproducer.folder)
 
 
 def _without_nan(value: Any) -> Any:
