@@ -142,10 +142,10 @@ def test_a_verified_engine_may_be_required(tiny: Any, rewrite: Any) -> None:
 def test_passes_over_engines_that_cannot_run_here(tiny: Any, rewrite: Any) -> None:
     engine = engine_of(tiny.path)
     other = dataclasses.replace(engine, backend="tvm")
-    rewrite(tiny.path, engines={"vino": other, ENGINE: engine})
+    rewrite(tiny.path, engines={"tvm-fp32": other, ENGINE: engine})
     assert Session.load(tiny.path).engine_name == ENGINE
-    rewrite(tiny.path, engines={"vino": other})
-    with pytest.raises(BackendUnavailable, match="tvm: this tfc has no backend 'tvm'") as e:
+    rewrite(tiny.path, engines={"tvm-fp32": other})
+    with pytest.raises(BackendUnavailable, match="tvm-fp32: this tfc has no backend 'tvm'") as e:
         Session.load(tiny.path)
     assert f"tfc build-engine {tiny.path}" in e.value.fix
 

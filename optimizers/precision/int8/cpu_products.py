@@ -10,15 +10,15 @@ After::
 
 with `x ≈ x_scale·(q − x_zero)` in uint8 and `W ≈ w_scale·V` in int8, one scale for each column.
 Sums are 32-bit integers; the scales and the bias are applied in fp32 while a block of the result
-is still in the cache. Of all forms this one is the fastest (`perf/int8_forms.py`): 3.2 to 4.1 times
-the fp32 product on a core with VNNI. Every activation is quantised once, whoever reads it: the
-query, key and value projections share it. (One packed product for the three is no faster here,
-and its result would have to be split.)
+is still in the cache. Of all forms this one is the fastest: on a core with VNNI 3.1 to 4.2 times
+the fp32 product (`perf/int8_products.py`), and 2.6 times our fp32 for all of MiniLM at 32×128
+(`perf/int8_forms.py`). Every activation is quantised once, whoever reads it: the query, key and
+value projections share it. One packed product for the three is no faster with more than a few
+rows, for its result has to be split.
 
 The activation is uint8 and the weight int8, because VNNI multiplies those. An int8 activation has
 no kernel (a quarter of the speed of fp32), a uint8 weight takes twice as long. On x86 without VNNI
-the product of uint8 and int8 saturates; sessions convert the weights there
-(`tfc.vnni`).
+the product of uint8 and int8 saturates; sessions convert the weights there (`tfc.vnni`).
 """
 
 from __future__ import annotations
