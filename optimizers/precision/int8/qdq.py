@@ -1,14 +1,15 @@
-"""Explicit int8 in standard operators: QuantizeLinear and DequantizeLinear around each product.
+"""Explicit int8 or fp8 in standard operators: Q/DQ around each product.
 
 Before, for each chosen site::
 
     y = MatMul(x, W)
 
-After (TensorRT compiles the three to one int8 GEMM, which reads int8 and gives the graph's type)::
+After (TensorRT compiles the three to one GEMM, which reads 8 bits and gives the graph's type)::
 
     y = MatMul(DequantizeLinear(QuantizeLinear(x, s)), DequantizeLinear(W8, s_w, axis = out))
 
-Symmetric: one scale for an activation, one for each output channel of a weight, no zero points.
+Symmetric: one scale for an activation, one for each output channel of a weight (in fp8 one for all
+of it: `tfc.optimizers.precision.int8.narrow`), no zero points.
 Products that read the same activation share its pair. The pair stands right before the product,
 so that whatever else reads the activation (a residual add, a norm) has it unrounded; biases,
 attention, norms and activations stay in the type of the graph.
@@ -18,11 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import numpy as np
 import onnx_ir as ir
 
 from tfc.errors import UsageError
 from tfc.optimizers.graph import add_constant, constant, insert_before, set_type
+from tfc.optimizers.precision.int8.narrow import INT8, NarrowType
 from tfc.optimizers.precision.int8.ranges import Range, Ranges
 from tfc.optimizers.precision.int8.sites import Site
 from tfc.optimizers.precision.int8.weights import quantized_weight, scale_of
@@ -37,13 +38,16 @@ def has_quantized(model: ir.Model) -> bool:
     return any(k in _QUANTIZED or "Integer" in k or k.startswith("QLinear") for k in kinds)
 
 
-def quantize_dequantize(model: ir.Model, sites: Collection[Site], ranges: Ranges) -> None:
+def quantize_dequantize(
+    model: ir.Model, sites: Collection[Site], ranges: Ranges, narrow: NarrowType = INT8
+) -> None:
     """Rewrite a graph in place.
 
     Args:
         model: the optimized graph, in fp32 or converted to half: nodes keep their names.
         sites: what to quantise, as `sites_of` found it in the fp32 graph.
         ranges: of the activations that they read.
+        narrow: what to quantise to; fp8 needs opset 19.
 
     Raises:
         UsageError: there is no range for an activation.
@@ -57,10 +61,11 @@ def quantize_dequantize(model: ir.Model, sites: Collection[Site], ranges: Ranges
         assert activation is not None
         assert weight is not None
         if activation not in shared:
-            shared[activation] = _activation(model, node, activation, _range(ranges, site))
+            found = _range(ranges, site)
+            shared[activation] = _activation(model, node, activation, found, narrow)
         axis = 0 if site.transposed else 1
         if (weight, axis) not in weights:
-            weights[weight, axis] = _weight(model, node, weight, axis)
+            weights[weight, axis] = _weight(model, node, weight, axis, narrow)
         node.replace_input_with(0, shared[activation])
         node.replace_input_with(1, weights[weight, axis])
     for name in [n for n, v in model.graph.initializers.items() if not v.uses()]:
@@ -78,34 +83,38 @@ def _range(ranges: Ranges, site: Site) -> Range:
     return found
 
 
-def _activation(model: ir.Model, node: ir.Node, value: ir.Value, found: Range) -> ir.Value:
+def _activation(
+    model: ir.Model, node: ir.Node, value: ir.Value, found: Range, narrow: NarrowType
+) -> ir.Value:
     """The value through Q and DQ, before its first reader."""
     dtype = _type_of(value)
-    name = f"{value.name}.int8_scale"
-    scale = add_constant(model, name, np.asarray(scale_of(found.amax, dtype.numpy())))
-    zero = add_constant(model, "int8_zero", np.zeros((), np.int8))
+    name = f"{value.name}.{narrow.name}_scale"
+    scale = add_constant(model, name, scale_of(found.amax, dtype.numpy(), narrow))
+    zero = add_constant(model, f"{narrow.name}_zero", narrow.zeros(()))
     quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{value.name}_quantize")
-    narrow = quantize.outputs[0]
-    dequantize = ir.node("DequantizeLinear", [narrow, scale, zero], name=f"{value.name}_dequantize")
-    set_type(narrow, ir.DataType.INT8, value.shape)
+    stored = quantize.outputs[0]
+    dequantize = ir.node("DequantizeLinear", [stored, scale, zero], name=f"{value.name}_dequantize")
+    set_type(stored, narrow.dtype, value.shape)
     set_type(dequantize.outputs[0], dtype, value.shape)
     insert_before(node, [quantize, dequantize])
     return dequantize.outputs[0]
 
 
-def _weight(model: ir.Model, node: ir.Node, value: ir.Value, axis: int) -> ir.Value:
-    """The weight in int8, widened by a DQ before its first reader."""
+def _weight(
+    model: ir.Model, node: ir.Node, value: ir.Value, axis: int, narrow: NarrowType
+) -> ir.Value:
+    """The weight in 8 bits, widened by a DQ before its first reader."""
     dtype = _type_of(value)
     array = constant(value)
     assert array is not None
-    found = quantized_weight(array, axis, dtype.numpy())
-    narrow = add_constant(model, f"{value.name}.int8", found.values)
-    scales = add_constant(model, f"{value.name}.int8_scales", found.scales)
-    zeros = add_constant(
-        model, f"int8_zeros_{len(found.scales)}", np.zeros(len(found.scales), np.int8)
-    )
+    found = quantized_weight(array, axis, dtype.numpy(), narrow)
+    stored = add_constant(model, f"{value.name}.{narrow.name}", found.values)
+    scales = add_constant(model, f"{value.name}.{narrow.name}_scales", found.scales)
+    size = f"s_{found.scales.size}" if narrow.per_channel else ""
+    zeros = add_constant(model, f"{narrow.name}_zero{size}", narrow.zeros(found.scales.shape))
+    along = {"axis": axis} if narrow.per_channel else {}
     widen = ir.node(
-        "DequantizeLinear", [narrow, scales, zeros], {"axis": axis}, name=f"{value.name}_dequantize"
+        "DequantizeLinear", [stored, scales, zeros], along, name=f"{value.name}_dequantize"
     )
     set_type(widen.outputs[0], dtype, value.shape)
     insert_before(node, [widen])

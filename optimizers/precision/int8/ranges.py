@@ -1,4 +1,4 @@
-"""The ranges of activations, from histograms of their values: what int8 is scaled to.
+"""The ranges of activations, from histograms of their values: what 8 bits are scaled to.
 
 A wide range keeps the outliers and rounds everything else coarsely. The methods differ in where
 they stop:
@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from tfc.optimizers.precision.int8.histogram import Histogram
-from tfc.optimizers.precision.int8.weights import LARGEST
+from tfc.optimizers.precision.int8.narrow import INT8, NarrowType
+from tfc.optimizers.precision.int8.weights import scale_of
 
 # Of all values, the share that `percentile` keeps.
 KEPT = 0.9999
 # ONNX Runtime's search takes a time that grows with the square of the bins: 0.4 s for 2048.
 _ENTROPY_BINS = 2048
-_LEVELS = 2 * LARGEST + 1
+_LEVELS = 2 * INT8.largest + 1
 # Clipping below a hundredth of the largest value is never best; steps of 1 % are finer than the
 # error is flat around its least.
 _MSE_STEPS = 100
@@ -33,7 +34,7 @@ _MSE_STEPS = 100
 
 @dataclass(frozen=True)
 class Range:
-    """The values of an activation that int8 keeps; what lies outside is clipped to its ends."""
+    """The values of an activation that are kept; what lies outside is clipped to its ends."""
 
     low: float
     high: float
@@ -48,7 +49,9 @@ class Range:
 Ranges = Mapping[str, Range]
 
 
-def ranges_from(histograms: Mapping[str, Histogram], method: str) -> dict[str, Range]:
+def ranges_from(
+    histograms: Mapping[str, Histogram], method: str, narrow: NarrowType = INT8
+) -> dict[str, Range]:
     """The range of each activation, by one of `METHODS`; of one without values it is empty."""
     limit_of = METHODS[method]
     found = {}
@@ -56,17 +59,17 @@ def ranges_from(histograms: Mapping[str, Histogram], method: str) -> dict[str, R
         if histogram.low > histogram.high:
             found[name] = Range(0.0, 0.0)
             continue
-        limit = limit_of(histogram)
+        limit = limit_of(histogram, narrow)
         found[name] = Range(max(histogram.low, -limit), min(histogram.high, limit))
     return found
 
 
-def min_max(histogram: Histogram) -> float:
+def min_max(histogram: Histogram, narrow: NarrowType = INT8) -> float:
     """The largest magnitude."""
     return histogram.amax
 
 
-def percentile(histogram: Histogram) -> float:
+def percentile(histogram: Histogram, narrow: NarrowType = INT8) -> float:
     """The magnitude that all but 0.01 % of the values keep to: the outer edge of its bin."""
     half = len(histogram.counts) // 2
     magnitudes = histogram.counts[half:] + histogram.counts[half - 1 :: -1]
@@ -75,8 +78,8 @@ def percentile(histogram: Histogram) -> float:
     return min(histogram.limit * (place + 1) / half, histogram.amax)
 
 
-def entropy(histogram: Histogram) -> float:
-    """Where the Kullback-Leibler divergence of the quantised distribution is least."""
+def entropy(histogram: Histogram, narrow: NarrowType = INT8) -> float:
+    """Where the Kullback-Leibler divergence of the distribution in equal steps is least."""
     from onnxruntime.quantization.calibrate import HistogramCollector
 
     counts = histogram.counts.reshape(_ENTROPY_BINS, -1).sum(axis=1)
@@ -91,22 +94,22 @@ def entropy(histogram: Histogram) -> float:
     return min(max(abs(float(low)), abs(float(high))), histogram.amax)
 
 
-def mse(histogram: Histogram) -> float:
-    """Where the mean square error of an int8 of that range is least."""
+def mse(histogram: Histogram, narrow: NarrowType = INT8) -> float:
+    """Where the mean square error of the type in that range is least."""
     used = histogram.counts > 0
     values, counts = histogram.centres()[used], histogram.counts[used].astype(np.float64)
     best, least = histogram.amax, np.inf
     for step in range(_MSE_STEPS, 0, -1):
         limit = histogram.amax * step / _MSE_STEPS
-        scale = max(limit / LARGEST, np.finfo(np.float32).tiny)
-        rounded = np.clip(np.rint(values / scale), -LARGEST, LARGEST) * scale
+        scale = float(scale_of(limit, np.float64, narrow))
+        rounded = narrow.rounded(values / scale).astype(np.float64) * scale
         error = float((counts * (values - rounded) ** 2).sum())
         if error < least:
             best, least = limit, error
     return best
 
 
-METHODS: Mapping[str, Callable[[Histogram], float]] = {
+METHODS: Mapping[str, Callable[..., float]] = {
     "min-max": min_max,
     "percentile": percentile,
     "entropy": entropy,

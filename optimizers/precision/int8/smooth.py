@@ -18,6 +18,7 @@ it was. TensorRT computes that `Mul` in the kernel that quantises.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,10 @@ import onnx_ir as ir
 
 from tfc.optimizers.executor import Feed, runner_of
 from tfc.optimizers.graph import add_weight, constant, insert_before, set_type
+from tfc.optimizers.precision.int8.narrow import INT8, NarrowType
 from tfc.optimizers.precision.int8.observe import real_vectors, values_model
 from tfc.optimizers.precision.int8.sites import Site
-from tfc.optimizers.precision.int8.weights import LARGEST, quantized_weight, scale_of
+from tfc.optimizers.precision.int8.weights import quantized_weight, scale_of
 
 ALPHAS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 # The square of the error has to fall by this factor: a `Mul` is not free everywhere, and less is
@@ -74,6 +76,7 @@ def searched_alphas(
     sites: Sequence[Site],
     channels: Mapping[str, Array],
     vectors: Mapping[str, Array],
+    narrow: NarrowType = INT8,
 ) -> dict[str, float]:
     """The best alpha of each activation that gains from one.
 
@@ -82,23 +85,15 @@ def searched_alphas(
         sites: its sites.
         channels: the largest magnitude of each channel, by activation.
         vectors: some vectors of it, by activation.
+        narrow: what the products are quantised to.
     """
     found = {}
     for name, group in groups_of(sites).items():
         weight = np.concatenate([_rows(model, site) for site in group], axis=1)
-        exact = vectors[name] @ weight
-        ones = np.ones(len(weight), np.float32)
-        plain = _error(vectors[name], weight, channels[name], ones, exact)
-        errors = {
-            alpha: _error(
-                vectors[name],
-                weight,
-                channels[name],
-                scales_of(channels[name], np.abs(weight).max(axis=1), alpha),
-                exact,
-            )
-            for alpha in ALPHAS
-        }
+        product = _Product(vectors[name], weight, channels[name], vectors[name] @ weight, narrow)
+        plain = product.error(np.ones(len(weight), np.float32))
+        rows = np.abs(weight).max(axis=1)
+        errors = {alpha: product.error(scales_of(channels[name], rows, alpha)) for alpha in ALPHAS}
         best = min(errors, key=lambda alpha: errors[alpha])
         if errors[best] < _WORTH * plain:
             found[name] = best
@@ -155,14 +150,25 @@ def _rows(model: ir.Model, site: Site) -> Array:
     return array.T if site.transposed else array
 
 
-def _error(vectors: Array, weight: Array, largest: Array, scales: Array, exact: Array) -> float:
-    """The squared error of the quantised product, with the activation in its whole range."""
-    amax = float((largest / scales).max())
-    step = float(scale_of(amax))
-    levels = np.clip(np.rint(vectors / scales / step), -LARGEST, LARGEST)
-    narrow = quantized_weight(weight * scales[:, None], 1).dequantized()
-    wrong = (levels * step) @ narrow - exact
-    return float((wrong**2).sum())
+@dataclass(frozen=True)
+class _Product:
+    """Vectors, the matrix that they are multiplied with, each channel's largest magnitude, and the
+    exact products."""
+
+    vectors: Array
+    weight: Array
+    largest: Array
+    exact: Array
+    narrow: NarrowType
+
+    def error(self, scales: Array) -> float:
+        """The squared error of the quantised product, with the activation in its whole range."""
+        amax = float((self.largest / scales).max())
+        step = scale_of(amax, np.float32, self.narrow)
+        levels = self.narrow.rounded(self.vectors / scales / step).astype(np.float32)
+        scaled = quantized_weight(self.weight * scales[:, None], 1, np.float32, self.narrow)
+        wrong = (levels * step) @ scaled.dequantized() - self.exact
+        return float((wrong**2).sum())
 
 
 def _scale_weight(model: ir.Model, site: Site, node: ir.Node, scales: Array) -> None:
