@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tfc.steps.export_module import export, export_module
     from tfc.steps.optimize import optimize
     from tfc.steps.report import report
+    from tfc.steps.stack import second_stage, stack_features
     from tfc.steps.verify import verify
 
 _WHERE = {
@@ -33,6 +34,8 @@ _WHERE = {
     "optimize": "tfc.steps.optimize",
     "report": "tfc.steps.report",
     "run_job": "tfc.runtime.jobs",
+    "second_stage": "tfc.steps.stack",
+    "stack_features": "tfc.steps.stack",
     "verify": "tfc.steps.verify",
 }
 
@@ -47,6 +50,8 @@ __all__ = [
     "optimize",
     "report",
     "run_job",
+    "second_stage",
+    "stack_features",
     "verify",
 ]
 

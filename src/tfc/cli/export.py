@@ -70,8 +70,8 @@ OPSET = 23
 @click.option(
     "--ensemble",
     type=click.Choice(RULES),
-    help="Combine several checkpoints: the mean of what they say, a weighted one, a vote, or the "
-    "most that any says.",
+    help="Combine several checkpoints: the mean of what they say, a weighted one, a vote, the "
+    "most that any says, or what a second stage makes of it.",
 )
 @click.option(
     "--weights", type=NumberList(), metavar="W,W,…", help="A weight for each, for weighted."
@@ -87,6 +87,11 @@ OPSET = 23
     type=NumberList(),
     metavar="T,T,…",
     help="What each one's logits are divided by, for --normalize temperature.",
+)
+@click.option(
+    "--stack",
+    metavar="FILE",
+    help="The second stage for stack, which tfc.second_stage(fitted).save(FILE) wrote.",
 )
 @click.option(
     "--heads",
@@ -112,6 +117,7 @@ def command(
     weights: tuple[float, ...] | None,
     normalize: str | None,
     temperature: tuple[float, ...] | None,
+    stack: str | None,
     heads: str | None,
     overwrite: bool,
     trust_remote_code: bool,
@@ -128,7 +134,12 @@ def command(
     from tfc.steps.export_module import export
 
     single = {"base": base, "revision": revision, "tokenizer": not no_tokenizer}
-    combined = {"weights": weights, "normalize": normalize, "temperature": temperature}
+    combined = {
+        "weights": weights,
+        "normalize": normalize,
+        "temperature": temperature,
+        "stack": stack,
+    }
     if ensemble is None:
         _refuse(combined, "is read with --ensemble only")
         if len(checkpoints) > 1 and heads is None:
