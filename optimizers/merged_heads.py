@@ -10,6 +10,7 @@ operation that does not care, until it meets the `Reshape` that splits them agai
     Mul(merge(a), scalar), Div(…)     →  merge(Mul(a, scalar))
     Add(merge(a), merge(b))           →  merge(Add(a, b))
     Add(merge(a), c)                  →  merge(Add(a, split(c)))   if c has the merged axis too
+    Where(c, fill, merge(a))          →  merge(Where(split(c), fill, a))              likewise
     split(merge(a))                   →  a                         if it has a's shape
 
 Models that keep the sequence first (fairseq, `nn.MultiheadAttention`) merge the other way around,
@@ -186,6 +187,23 @@ def _add(model: ir.Model, node: ir.Node) -> bool:
     return False
 
 
+def _where(model: ir.Model, node: ir.Node) -> bool:
+    """A mask with a row for each row and head is split as the scores are."""
+    mask, *values = node.inputs
+    shape = known_shape(node.outputs[0])
+    for place, value in enumerate(values):
+        a, fill, rows = _merged(value), values[1 - place], known_shape(mask)
+        if a is None or mask is None or scalar(fill) is None or known_shape(value) != shape:
+            continue
+        if rows is None or shape is None or len(rows) != len(shape) or rows[0] != shape[0]:
+            continue
+        split = _split_like(a, mask, node)
+        chosen = [split, fill, fill]
+        chosen[1 + place] = a
+        return _replace(model, node, ir.node("Where", chosen), known_shape(a) or ())
+    return False
+
+
 def _split_like(a: ir.Value, other: ir.Value, before: ir.Node) -> ir.Value:
     """`other` `[batch·heads, x, y]` as `[batch, heads, x, y]`, with the leading axes of `a`."""
     leading = ir.node("Shape", [a], {"start": 0, "end": 2})
@@ -215,6 +233,7 @@ _RULES: dict[str, Callable[[ir.Model, ir.Node], bool]] = {
     "Mul": _scale,
     "Div": _scale,
     "Add": _add,
+    "Where": _where,
     "Reshape": _split,
 }
 

@@ -32,6 +32,7 @@ from tfc.optimizers.raising.attention_mask import ReduceAttentionMask
 from tfc.optimizers.raising.gelu import Gelu
 from tfc.optimizers.raising.layer_norm import LayerNorm
 from tfc.optimizers.raising.rms_norm import RMSNorm
+from tfc.optimizers.reduced_axes import KeepReducedAxes
 from tfc.optimizers.shape_parts import TakePartsOfShapes
 from tfc.optimizers.shapes import InferShapes, ShapesFromInputs
 
@@ -43,6 +44,7 @@ CLEAN: tuple[Pass, ...] = (
     ShapesFromInputs(),
     TakePartsOfShapes(),
     SplitMergedHeads(),
+    KeepReducedAxes(),
     Fold("fold constants again"),
 )
 RECOGNISE: tuple[Pass, ...] = (

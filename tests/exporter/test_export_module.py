@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import run_tfc
-from handwritten import Encoder, TorchEncoder
+from handwritten import Encoder, TorchEncoder, TorchSeq2Seq, WrittenNorm
 from torch import Tensor, nn
 
 import tfc
@@ -119,6 +119,37 @@ def test_torchs_own_encoder_with_a_mask_of_booleans(tmp_path: Path) -> None:
     assert [spec.name for spec in signature.inputs] == ["padding", "x"]
     tfc.build_engine(done.artifact, backend="onnxruntime", allow_missed=True)
     assert tfc.verify(done.artifact).failed == []
+
+
+def fused(artifact: tfc.Artifact) -> set[tuple[int, ...]]:
+    """(attention found, expected, add+LayerNorm found, expected) of every target."""
+    found = set()
+    for target in ("onnxruntime", "tensorrt"):
+        counts = tfc.optimize(artifact, target).report["fusions"]
+        kinds = (counts["attention"], counts["add_layernorm"])
+        found.add(tuple(each[key] for each in kinds for key in ("found", "expected")))
+    return found
+
+
+@pytest.mark.parametrize(("whole", "pre_norm", "norms"), [(False, False, 5), (True, True, 5)])
+def test_torchs_own_encoder_and_decoder_as_they_are_by_default(
+    whole: bool, pre_norm: bool, norms: int, tmp_path: Path
+) -> None:
+    """A mask that is looked at for being causal, and one that two kinds of blocks share."""
+    module = TorchSeq2Seq(whole, pre_norm)
+    axes = {name: {0: "batch", 1: "sequence"} for name in ("source", "mask")}
+    axes["target"] = {0: "batch", 1: "target"}
+    given = (IDS, MASK, IDS[:, :5])
+    artifact = tfc.export(module, given, tmp_path / "a", dynamic_axes=axes).artifact
+    assert fused(artifact) == {(3, 3, norms, norms)}
+    if not whole:
+        assert module.encoder.use_nested_tensor  # as it was
+
+
+def test_a_written_norm_and_a_mask_for_each_head(tmp_path: Path) -> None:
+    module = Encoder(style="a mask for each head", norm=WrittenNorm)
+    artifact = tfc.export(module, (IDS, MASK), tmp_path / "a", dynamic_axes=AXES).artifact
+    assert fused(artifact) == {(2, 2, 4, 4)}
 
 
 class Limited(nn.Module):
