@@ -12,6 +12,7 @@ operation that does not care, until it meets the `Reshape` that splits them agai
     Add(merge(a), c)                  →  merge(Add(a, split(c)))   if c has the merged axis too
     Where(c, fill, merge(a))          →  merge(Where(split(c), fill, a))              likewise
     split(merge(a))                   →  a                         if it has a's shape
+    Reshape(merge(a))                 →  merge(a)                  if it has that shape already
 
 Models that keep the sequence first (fairseq, `nn.MultiheadAttention`) merge the other way around,
 with the batch in the middle; that is written with a merge first, and back at the end::
@@ -219,10 +220,11 @@ def _split_like(a: ir.Value, other: ir.Value, before: ir.Node) -> ir.Value:
 
 
 def _split(model: ir.Model, node: ir.Node) -> bool:
-    a = _merged(node.inputs[0])
-    if a is None or known_shape(a) != known_shape(node.outputs[0]):
+    merged = node.inputs[0]
+    a, shape = _merged(merged), known_shape(node.outputs[0])
+    if a is None or merged is None or shape not in (known_shape(a), known_shape(merged)):
         return False
-    replace_value(node.outputs[0], a)
+    replace_value(node.outputs[0], a if shape == known_shape(a) else merged)
     return True
 
 

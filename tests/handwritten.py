@@ -118,37 +118,25 @@ class TorchEncoder(nn.Module):
 
 
 class TorchSeq2Seq(nn.Module):
-    """`nn.Transformer`, or its encoder and decoder apart; nothing said that has a default."""
+    """`nn.TransformerEncoder` and `nn.TransformerDecoder`; nothing said that has a default."""
 
-    def __init__(self, whole: bool, pre_norm: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.source, self.target = (
-            nn.Embedding(VOCABULARY, HIDDEN),
-            nn.Embedding(VOCABULARY, HIDDEN),
-        )
-        options: dict[str, Any] = {"batch_first": True, "norm_first": pre_norm}
-        if whole:
-            self.both = nn.Transformer(HIDDEN, HEADS, 1, 1, 64, **options)
-        else:
-            encoder_layer = nn.TransformerEncoderLayer(HIDDEN, HEADS, 64, **options)
-            self.encoder = nn.TransformerEncoder(encoder_layer, 1)
-            decoder_layer = nn.TransformerDecoderLayer(HIDDEN, HEADS, 64, **options)
-            self.decoder = nn.TransformerDecoder(decoder_layer, 1)
-        self.whole = whole
+        self.read, self.written = (nn.Embedding(VOCABULARY, HIDDEN) for _ in range(2))
+        reads = nn.TransformerEncoderLayer(HIDDEN, HEADS, 64, batch_first=True)
+        writes = nn.TransformerDecoderLayer(HIDDEN, HEADS, 64, batch_first=True)
+        self.encoder = nn.TransformerEncoder(reads, 1)
+        self.decoder = nn.TransformerDecoder(writes, 1)
 
     def forward(self, source: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """`[batch, target, hidden]`"""
         padding, length = mask == 0, target.shape[1]
         later = torch.triu(torch.ones(length, length, dtype=torch.bool), diagonal=1)
-        read, written = self.source(source), self.target(target)
-        if self.whole:
-            return self.both(
-                read, written, tgt_mask=later,
-                src_key_padding_mask=padding, memory_key_padding_mask=padding,
-            )  # fmt: skip
-        memory = self.encoder(read, src_key_padding_mask=padding)
-        return self.decoder(written, memory, tgt_mask=later, memory_key_padding_mask=padding)
+        memory = self.encoder(self.read(source), src_key_padding_mask=padding)
+        return self.decoder(
+            self.written(target), memory, tgt_mask=later, memory_key_padding_mask=padding
+        )
 
 
 def export(module: nn.Module, path: Path, exporter: str, opset: int) -> Path:
