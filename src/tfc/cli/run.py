@@ -157,7 +157,7 @@ def command(
         watch = None
         if shadow is not None:
             from tfc.artifact import Artifact
-            from tfc.steps.shadow import Shadow
+            from tfc.steps.verification.shadow import Shadow
 
             watch = Shadow(Artifact.open(artifact), session.engine_name, shadow)
             job["on_rows"] = watch.see

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tfc.runtime.jobs import JobSummary
     from tfc.runtime.jobs.progress import JobProgress
-    from tfc.steps.shadow import Drift
+    from tfc.steps.verification.shadow import Drift
 
 # Seconds between two progress events of --log-json: a night's job gives a log of some megabytes.
 _LOG_INTERVAL_S = 10.0
