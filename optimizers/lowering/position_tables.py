@@ -2,7 +2,7 @@
 
 DeBERTa projects a table of positions in each layer and repeats the result for each text (v2), or
 takes the rows that the length needs before it projects (v1). Rows are projected one by one, so the
-whole table can be projected once, when the graph is compiled.
+whole table can be projected once, when the graph is compiled, and sliced after.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from tfc.optimizers.graph import ancestors, constant, is_op, known_shape
 Array = npt.NDArray[Any]
 
 _SIZE_OPS = ("Shape", "Size")
-# Two runs: one text, then two, and other lengths.
+# Texts and length of two runs: what is the same in both is so for each text and length.
 _RUNS = ((1, 5), (2, 11))
-# Rounding of a product of fewer rows: BLAS adds in another order.
-_TOLERANCE = 1e-5
+# A product of fewer rows is added up in another order: some units in the last place of fp32.
+_ROUNDING = 1e-5
 _TABLE_AXES = 2
 
 
 @dataclass(frozen=True)
 class PositionTable:
-    """`[heads, head_dim, rows]`, and the first and last row that the model takes, if not all."""
+    """`[heads, head_dim, rows]`, and the first row and the end of what the model takes of it.
+
+    `bounds` is empty where it takes all rows.
+    """
 
     array: Array
     bounds: tuple[ir.Value, ...]
@@ -40,31 +43,34 @@ def position_table_of(value: ir.Value | None, heads: Sequence[int | str]) -> Pos
     """The table that a product's second operand is, or why it is none.
 
     Args:
-        value: `[batch, heads, head_dim, rows]`, or with the first two axes merged or missing.
+        value: `[batch, heads, head_dim, rows]`, with the first two axes merged or not.
         heads: the shape `[batch, heads, sequence, head_dim]` of the first operand.
     """
-    if value is None or not isinstance(heads[0], str) or not isinstance(heads[1], int):
-        return "its batch is not dynamic, or its heads are"
-    if constant(value) is not None:
-        return "its positions are a constant already"
+    batch, count, _, head_dim = heads
+    if value is None or not isinstance(batch, str):
+        return "its batch is not dynamic"
+    if not isinstance(count, int) or not isinstance(head_dim, int):
+        return "the number of heads is not known"
     nodes = ancestors(value)
-    reason = _depends_on_more(nodes)
+    reason = _needs_more_than_sizes(nodes)
     if reason:
         return reason
-    cut = _slice_of(nodes)
+    cut = _slice_of_rows(nodes)
     if isinstance(cut, str):
         return cut
     try:
-        whole = _whole(value, cut, heads[0])
-        table = whole.reshape(heads[1], heads[3], -1) if whole.ndim > _TABLE_AXES else whole
-        if table.ndim != _TABLE_AXES + 1 or not _is_repeated(value, cut, table, heads[0]):
-            return "its positions are not rows of one table, the same for each text"
+        runs = [_sizes(value, batch, *run) for run in _RUNS]
+        whole = {} if cut is None else {cut.outputs[0]: _run(_source(cut), runs[0], {})}
+        table = _run(value, runs[0], whole).reshape(count, head_dim, -1)
+        same = all(_takes_rows(value, cut, table, sizes, sizes[batch]) for sizes in runs)
     except (ValueError, RuntimeError, TypeError) as error:
         return f"its positions cannot be computed by themselves ({error})"
+    if not same:
+        return "its positions are not rows of one table, the same for each text"
     return PositionTable(np.ascontiguousarray(table), _bounds(cut))
 
 
-def _depends_on_more(nodes: Sequence[ir.Node]) -> str:
+def _needs_more_than_sizes(nodes: Sequence[ir.Node]) -> str:
     """Why the nodes need more than constants and sizes; empty if they do not."""
     for node in nodes:
         for value in node.inputs:
@@ -78,8 +84,8 @@ def _depends_on_more(nodes: Sequence[ir.Node]) -> str:
     return ""
 
 
-def _slice_of(nodes: Sequence[ir.Node]) -> ir.Node | str | None:
-    """The `Slice` of a table's rows by their number, if there is one."""
+def _slice_of_rows(nodes: Sequence[ir.Node]) -> ir.Node | str | None:
+    """The `Slice` that takes the rows that the length needs of a table, if there is one."""
     found = [
         node
         for node in nodes
@@ -89,76 +95,67 @@ def _slice_of(nodes: Sequence[ir.Node]) -> ir.Node | str | None:
     ]
     if not found:
         return None
-    node = found[0]
-    axes, steps = (constant(v) for v in (*node.inputs, None, None)[3:5])
-    rows_only = axes is not None and axes.tolist() == [0]
-    if len(found) > 1 or not rows_only or (steps is not None and steps.tolist() != [1]):
+    axes, steps = (constant(value) for value in (*found[0].inputs, None, None)[3:5])
+    rows = axes is not None and axes.tolist() == [0]
+    if len(found) > 1 or not rows or (steps is not None and steps.tolist() != [1]):
         return "its positions are sliced by more than rows"
-    if constant(node.inputs[0]) is None:
-        return "its positions are sliced from a table that is computed"
-    return node
+    return found[0]
+
+
+def _source(cut: ir.Node) -> ir.Value:
+    assert cut.inputs[0] is not None
+    return cut.inputs[0]
 
 
 def _bounds(cut: ir.Node | None) -> tuple[ir.Value, ...]:
-    return tuple(v for v in cut.inputs[1:3] if v is not None) if cut is not None else ()
+    return () if cut is None else tuple(v for v in cut.inputs[1:3] if v is not None)
 
 
-def _whole(value: ir.Value, cut: ir.Node | None, batch: str) -> Array:
-    """The positions of one text, from all rows of the table."""
-    given = {} if cut is None else {cut.outputs[0]: constant(cut.inputs[0])}
-    return _run(value, _sizes(value, batch, _RUNS[0]), given)
-
-
-def _is_repeated(value: ir.Value, cut: ir.Node | None, table: Array, batch: str) -> bool:
-    """Whether the positions are the table's rows, once for each text, at several sizes."""
+def _takes_rows(
+    value: ir.Value, cut: ir.Node | None, table: Array, sizes: Mapping[str, int], batch: int
+) -> bool:
+    """Whether the positions are the table's rows within the bounds, once or for each text."""
+    bounds = [int(_run(bound, sizes, {}).item()) for bound in _bounds(cut)]
+    rows = table[:, :, slice(*bounds)] if bounds else table
+    got = _run(value, sizes, {})
+    if got.size not in (rows.size, batch * rows.size):
+        return False
+    each = got.reshape(-1, *rows.shape)
     largest = float(np.abs(table).max())
-    for run in _RUNS:
-        sizes = _sizes(value, batch, run)
-        got = _run(value, sizes, {})
-        got = got.reshape(-1, *table.shape[:2], got.shape[-1])
-        rows = (
-            table[:, :, slice(*(int(_run(bound, sizes, {})[0]) for bound in _bounds(cut)))]
-            if cut is not None
-            else table
-        )
-        if got.shape[0] not in (1, run[0]) or rows.shape != got.shape[1:]:
-            return False
-        if float(np.abs(got - rows).max(initial=0)) > _TOLERANCE * largest:
-            return False
-    return True
+    return float(np.abs(each - rows).max(initial=0)) <= _ROUNDING * largest
 
 
-def _sizes(value: ir.Value, batch: str, run: tuple[int, int]) -> dict[str, int]:
+def _sizes(value: ir.Value, batch: str, texts: int, length: int) -> dict[str, int]:
+    """A size for each dynamic axis of the graph's inputs."""
     graph = value.graph
     assert isinstance(graph, ir.Graph)
     names = {d for v in graph.inputs for d in known_shape(v) or () if isinstance(d, str)}
-    return {name: run[0] if name == batch else run[1] for name in names}
+    return dict.fromkeys(names, length) | {batch: texts}
 
 
-def _run(
-    value: ir.Value, sizes: Mapping[str, int], given: Mapping[ir.Value, Array | None]
-) -> Array:
-    """The value, from constants, the inputs' sizes and what is given."""
+def _run(value: ir.Value, sizes: Mapping[str, int], given: Mapping[ir.Value, Array]) -> Array:
+    """The value, computed from constants, what is given, and inputs of these sizes."""
     from onnx.reference import ReferenceEvaluator
 
-    graph = value.graph
+    known, graph = constant(value), value.graph
+    if known is not None:
+        return known
     assert isinstance(graph, ir.Graph)
-    if value in given or constant(value) is not None:
-        return np.asarray(given.get(value) if value in given else constant(value))
     names = [str(v.name) for v in (*graph.inputs, *given)]
     cut = ir.convenience.extract(graph, names, [str(value.name)])
-    fixed = {str(v.name): array for v, array in given.items()}
+    arrays = {str(v.name): array for v, array in given.items()}
     feed: dict[str, Array] = {}
-    for own in [v for v in cut.inputs if v.uses()]:
-        shape = [d if isinstance(d, int) else sizes.get(d, 1) for d in known_shape(own) or ()]
-        dtype = own.dtype.numpy() if own.dtype is not None else np.dtype(np.float32)
-        feed[str(own.name)] = fixed.get(str(own.name), np.zeros(shape, dtype))
-        if str(own.name) in fixed:
-            own.shape = None
-    for own in [v for v in cut.inputs if not v.uses()]:
-        cut.inputs.remove(own)
-    for node in cut:
-        for out in node.outputs:
-            out.shape = None  # said of other sizes
+    for own in list(cut.inputs):
+        name = str(own.name)
+        if not own.uses():
+            cut.inputs.remove(own)
+        elif name in arrays:
+            feed[name] = arrays[name]
+        else:
+            shape = [
+                d if isinstance(d, int) else sizes.get(str(d), 1) for d in known_shape(own) or ()
+            ]
+            feed[name] = np.zeros(shape, own.dtype.numpy() if own.dtype else np.float32)
     model = ir.to_proto(ir.Model(cut, ir_version=10))
-    return np.asarray(ReferenceEvaluator(model).run(None, feed)[0])
+    (got,) = ReferenceEvaluator(model).run(None, feed)
+    return np.asarray(got)
