@@ -24,8 +24,12 @@ from tfc.steps.kernels import kernels_of_engine
 pytestmark = pytest.mark.ort
 GENERATING = ("text-generation", "text2text-generation", "automatic-speech-recognition")
 RECORDING = bool(os.environ.get("TFC_RECORD_SUPPORT"))
-# Kernels and waits of the first layer; DeBERTa's slice of all layers' positions is among them.
-WITH_POSITIONS = {"deberta": (11, 0), "deberta-v2": (10, 0)}
+# Kernels and waits of the first of two layers. 10 are a layer's own; DeBERTa's first has the slice
+# of all layers' positions too, and one norm in two kernels where the last layer reads one position.
+WITH_POSITIONS = {
+    "question-answering/deberta-v2": (10, 0),
+    "text-classification/deberta": (12, 0),
+}
 has_rtx = importlib.util.find_spec("tensorrt_rtx") is not None
 
 
@@ -47,8 +51,8 @@ def test_from_checkpoint_to_kernels(
     assert tfc.verify(artifact).failed == []
     if has_rtx:
         row["tensorrt_kernels"] = kernels_of(artifact)
-        if case.family in WITH_POSITIONS:
-            assert first_layer(artifact) == WITH_POSITIONS[case.family]
+        if case.name in WITH_POSITIONS:
+            assert first_layer(artifact) == WITH_POSITIONS[case.name]
     if RECORDING:
         every = recorded() if SUPPORT.exists() else {}
         SUPPORT.write_text(
