@@ -103,6 +103,13 @@ def artifact_argument(function: Command) -> Command:
     return click.argument("artifact", metavar="ARTIFACT")(function)
 
 
+def json_option(function: Command) -> Command:
+    """Print for machines."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(
+        function
+    )
+
+
 def engine_option(function: Command) -> Command:
     """Which engines; may be given several times."""
     return click.option(

@@ -15,12 +15,12 @@ from tfc.manifest import Engine, Graph, Step
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.backends import choose_backend, why_no_kernels
 from tfc.runtime.backends.base import Availability, Backend, Built, Inputs, Profile
-from tfc.steps.calibration_rows import check_reads_text
 from tfc.steps.engine_audit import audit_engine, kernels_file
-from tfc.steps.int8 import convert_to_int8
-from tfc.steps.int8_forms import STATIC
-from tfc.steps.int8_notes import int8_notes
-from tfc.steps.int8_options import INT8, int8_options
+from tfc.steps.int8.convert import convert_to_int8
+from tfc.steps.int8.forms import STATIC
+from tfc.steps.int8.notes import int8_notes
+from tfc.steps.int8.options import INT8, int8_options
+from tfc.steps.int8.rows import check_reads_text
 from tfc.steps.optimize import optimize
 from tfc.steps.precision import convert
 from tfc.steps.precision_notes import pin_notes

@@ -12,7 +12,7 @@ from tfc.artifact import Artifact
 from tfc.errors import UsageError
 from tfc.manifest import MODEL
 from tfc.runtime.padding import Feed
-from tfc.steps.bisect_report import ACCUMULATED, LOCAL, Found
+from tfc.steps.bisection.report import ACCUMULATED, LOCAL, Found
 from tfc.steps.optimize import loaded_graph, selection_of, step_name
 from tfc.steps.probes import probe_feeds
 from tfc.steps.record import OnProgress

@@ -9,11 +9,11 @@ from tfc.artifact import Artifact
 from tfc.errors import ContractNotReached
 from tfc.manifest import Engine, Step
 from tfc.runtime.backends import backend as backend_of
-from tfc.steps.calibration import channels_of, observed
-from tfc.steps.calibration_rows import CalibrationRows
-from tfc.steps.int8_forms import forms_of
-from tfc.steps.int8_options import INT8
-from tfc.steps.int8_search import some_rows
+from tfc.steps.int8.calibration import channels_of, observed
+from tfc.steps.int8.forms import forms_of
+from tfc.steps.int8.options import INT8
+from tfc.steps.int8.rows import CalibrationRows
+from tfc.steps.int8.search import some_rows
 from tfc.steps.optimize import optimized_file
 from tfc.steps.record import OnProgress
 

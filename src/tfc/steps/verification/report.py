@@ -12,13 +12,13 @@ from tfc.artifact import BISECT_FOLDER, VERIFY_REPORT, Artifact, Change
 from tfc.manifest import Verdict
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.parity import Parity, Tolerance
-from tfc.steps.bisect_report import Bisection
+from tfc.steps.bisection.report import Bisection
 from tfc.steps.cases import Cases
 from tfc.steps.generation_cases import GenerationCases
-from tfc.steps.int8_verdict import Agreement
+from tfc.steps.int8.verdict import Agreement
 from tfc.steps.record import versions_of
-from tfc.steps.relations import Relation
-from tfc.steps.task_metrics import EngineMetrics, Judge
+from tfc.steps.verification.relations import Relation
+from tfc.steps.verification.task_metrics import EngineMetrics, Judge
 
 VERIFIED, FAILED, NOT_RUN = "verified", "failed", "not run"
 KEPT_OUTPUTS = "what PyTorch gave at export"

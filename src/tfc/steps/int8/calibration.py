@@ -20,7 +20,7 @@ import numpy as np
 from tfc.artifact import Artifact
 from tfc.errors import BadArtifact, ContractNotReached
 from tfc.manifest import MODEL
-from tfc.steps.calibration_rows import CalibrationRows
+from tfc.steps.int8.rows import CalibrationRows
 from tfc.steps.record import OnProgress
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from tfc.manifest import Task
 from tfc.runtime.padding import Feed
-from tfc.steps.agreement import agreement_of, decisions_in, measure_of
 from tfc.steps.batches import Outputs, is_finite
-from tfc.steps.calibration_rows import CalibrationRows
 from tfc.steps.cases import OnBatch, real_values
+from tfc.steps.int8.rows import CalibrationRows
+from tfc.steps.verification.agreement import agreement_of, decisions_in, measure_of
 
 Run = Callable[[Feed], Outputs]
 # A drop of just what is allowed is allowed: 0.9 - 0.895 is a little above 0.005.
@@ -40,7 +40,7 @@ class Accuracy:
     """A quantised graph beside the fp32 graph on the same rows.
 
     Attributes:
-        measure: what `agreement` is (`tfc.steps.agreement`).
+        measure: what `agreement` is (`tfc.steps.verification.agreement`).
         agreement: from 0 to 1.
         decisions: of how many decisions it is a share; 0 if it is no share.
         metric: the name of the task's main metric; empty where rows have no labels.

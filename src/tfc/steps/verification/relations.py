@@ -22,9 +22,9 @@ from tfc.runtime.backends.base import Runner
 from tfc.runtime.padding import Feed
 from tfc.runtime.parity import Tolerance, failures, parity_of, tolerance_of
 from tfc.steps.cases import output_axes, real_values
-from tfc.steps.noise import Noise
 from tfc.steps.reference import Recorded, Reference
-from tfc.steps.relation_inputs import (
+from tfc.steps.verification.noise import Noise
+from tfc.steps.verification.relation_inputs import (
     ALONE,
     IDENTICAL,
     OF_ROWS,

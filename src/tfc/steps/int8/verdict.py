@@ -4,8 +4,9 @@ PyTorch does not run the same integers. What stands in for it is the floor: the 
 with the recorded products quantised anew, so neither the engine nor the file that it was built
 from. Two things are asked of an engine, on the same rows:
 
-1. **What the model says**: the agreement with fp32 PyTorch (`tfc.steps.agreement`) that its build
-   was allowed, or reached if that was less. Of few rows, as many may differ as chance explains.
+1. **What the model says**: the agreement with fp32 PyTorch that its build was allowed, or reached
+   if that was less (`tfc.steps.verification.agreement`). Of few rows, as many may differ as chance
+   explains.
 2. **The numbers**: it is as near to the floor as the floor is to PyTorch. (On ONNX Runtime's CPU
    provider it is the floor, to the bit; a graph for TensorRT, with fp16 beside int8, is 0.4 times
    as far from it: rounding to half moves some values over the edge of an int8 level.) So it is at
@@ -24,7 +25,8 @@ import numpy.typing as npt
 from tfc.artifact import Artifact
 from tfc.manifest import MODEL, Engine, Task
 from tfc.runtime.parity import FP32_TOLERANCE, PEAK_TO_RMS, Tolerance
-from tfc.steps.agreement import (
+from tfc.steps.int8.prepare import int8_step, rebuilt, target_of
+from tfc.steps.verification.agreement import (
     CORRELATION,
     COSINE,
     agreement_of,
@@ -32,7 +34,6 @@ from tfc.steps.agreement import (
     measure_of,
     too_many_differ,
 )
-from tfc.steps.int8_prepare import int8_step, rebuilt, target_of
 
 Array = npt.NDArray[Any]
 # The way to PyTorch over the floor, if both parts of it are as long.

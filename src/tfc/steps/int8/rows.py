@@ -14,7 +14,7 @@ from tfc.runtime.jobs import texts_from_jsonl
 from tfc.runtime.padding import Feed
 from tfc.runtime.tasks import TEXT_TASKS
 from tfc.steps.cases import Cases, output_axes, text_feeds
-from tfc.steps.labelled import LabelColumns, Labelled, labelled_from_jsonl
+from tfc.steps.verification.labelled import LabelColumns, Labelled, labelled_from_jsonl
 
 # Rows that are read unless the caller asks for more: perf/int8.py shows that ranges and agreement
 # move little beyond.

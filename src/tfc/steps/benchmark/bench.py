@@ -16,7 +16,7 @@ from tfc.manifest import MODEL
 from tfc.runtime.batching import CPU, default_plan
 from tfc.runtime.cores import busy_share, usable_cores
 from tfc.runtime.throughput import Cell, Workload, measure
-from tfc.steps.bench_contestants import (
+from tfc.steps.benchmark.contestants import (
     COMPILE,
     SDPA,
     CheckpointPlace,
@@ -27,8 +27,9 @@ from tfc.steps.bench_contestants import (
     other_entries,
     pytorch_entries,
 )
-from tfc.steps.bench_start import StartUp, start_ups
-from tfc.steps.bench_workloads import (
+from tfc.steps.benchmark.matmul_peak import MatmulPeak, matmul_peak
+from tfc.steps.benchmark.start import StartUp, start_ups
+from tfc.steps.benchmark.workloads import (
     DEFAULT_BATCHES,
     DEFAULT_LENGTHS,
     TextFile,
@@ -37,7 +38,6 @@ from tfc.steps.bench_workloads import (
     grid_workloads,
     sizes_of,
 )
-from tfc.steps.matmul_peak import MatmulPeak, matmul_peak
 from tfc.steps.record import OnProgress, no_progress, versions_of
 
 DEFAULT_SECONDS = 1.0

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfc.errors import UsageError
-from tfc.steps.calibration_rows import RowSource
-from tfc.steps.int8_forms import AUTO, CPU_FORMS
+from tfc.steps.int8.forms import AUTO, CPU_FORMS
+from tfc.steps.int8.rows import RowSource
 
 INT8 = "int8"
 METHODS = ("min-max", "percentile", "entropy", "mse")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from tfc.runtime.backends import backend
-from tfc.steps.bisect_places import Fails, Look
-from tfc.steps.bisect_report import LOCAL, SUBGRAPH
+from tfc.steps.bisection.places import Fails, Look
+from tfc.steps.bisection.report import LOCAL, SUBGRAPH
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from tfc.optimizers.bisection.gap import Gap
-    from tfc.steps.bisect_inputs import BisectInput
+    from tfc.steps.bisection.inputs import BisectInput
 
 Array = npt.NDArray[Any]
 _ENGINE = "engine"

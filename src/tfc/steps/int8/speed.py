@@ -10,9 +10,9 @@ from typing import Any
 from tfc.artifact import Artifact
 from tfc.runtime.backends import backend
 from tfc.runtime.throughput import Call, Workload, measure
-from tfc.steps.bench_workloads import full_batch
-from tfc.steps.int8_forms import DYNAMIC, Form
-from tfc.steps.int8_prepare import Prepared
+from tfc.steps.benchmark.workloads import full_batch
+from tfc.steps.int8.forms import DYNAMIC, Form
+from tfc.steps.int8.prepare import Prepared
 from tfc.steps.profiles import profile_of
 from tfc.steps.record import OnProgress
 

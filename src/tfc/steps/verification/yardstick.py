@@ -18,18 +18,18 @@ from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.padding import Feed
 from tfc.runtime.parity import Tolerance, failures, parity_of
 from tfc.steps.batches import Outputs
-from tfc.steps.bisect import Measured, bisect
-from tfc.steps.bisect_report import Bisection
+from tfc.steps.bisection.bisect import Measured, bisect
+from tfc.steps.bisection.report import Bisection
 from tfc.steps.cases import Cases
 from tfc.steps.generation_cases import GenerationCases
-from tfc.steps.int8_verdict import Agreement, int8_agreement
-from tfc.steps.labelled import Labelled
-from tfc.steps.noise import Noise
+from tfc.steps.int8.verdict import Agreement, int8_agreement
 from tfc.steps.record import OnProgress
 from tfc.steps.reference import Recorded
-from tfc.steps.relations import Relation, Relations, failing
-from tfc.steps.task_metrics import EngineMetrics, Judge
-from tfc.steps.verify_report import FAILED, NOT_RUN, VERIFIED, EngineVerdict
+from tfc.steps.verification.labelled import Labelled
+from tfc.steps.verification.noise import Noise
+from tfc.steps.verification.relations import Relation, Relations, failing
+from tfc.steps.verification.report import FAILED, NOT_RUN, VERIFIED, EngineVerdict
+from tfc.steps.verification.task_metrics import EngineMetrics, Judge
 
 _RELATIONS = "the relations that fail"
 

@@ -11,12 +11,12 @@ from tfc.artifact import Artifact
 from tfc.errors import UsageError
 from tfc.steps.cases import Cases, cases_of
 from tfc.steps.generation_cases import GenerationCases
-from tfc.steps.labelled import LabelColumns, labelled_from_jsonl
 from tfc.steps.record import OnProgress, no_progress
 from tfc.steps.reference import reference_from_artifact
-from tfc.steps.relations import Relations
-from tfc.steps.verify_report import VerifyResult, record_result
-from tfc.steps.yardstick import yardstick_of
+from tfc.steps.verification.labelled import LabelColumns, labelled_from_jsonl
+from tfc.steps.verification.relations import Relations
+from tfc.steps.verification.report import VerifyResult, record_result
+from tfc.steps.verification.yardstick import yardstick_of
 
 # PyTorch in fp32 is run on at most this many rows unless the caller asks for more.
 DEFAULT_LIMIT = 512
@@ -58,8 +58,9 @@ def verify(
         max_drop: an engine fails if its main metric is further below PyTorch's: 0.005 is half a
             point. Not a gate if None.
         limit: compare the first so many rows.
-        relations: check as well what must hold for any data (`tfc.steps.relations`): padding on
-            either side, the independence of rows, odd texts.
+        relations: check as well what must hold for any data
+            (`tfc.steps.verification.relations`): padding on either side, the independence of rows,
+            odd texts.
         bisect: find the first pass, layer and node where an engine leaves PyTorch.
         checkpoint: where the checkpoint is now, if it was moved since export; for an ensemble
             one for each member, in their order.

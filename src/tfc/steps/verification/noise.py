@@ -15,8 +15,8 @@ import numpy.typing as npt
 from tfc.artifact import Artifact
 from tfc.manifest import Engine
 from tfc.runtime.parity import Tolerance, tolerance_of
-from tfc.steps.int8_options import INT8
-from tfc.steps.int8_verdict import floor_runner, int8_tolerance
+from tfc.steps.int8.options import INT8
+from tfc.steps.int8.verdict import floor_runner, int8_tolerance
 
 _FP32 = "fp32"
 Array = npt.NDArray[Any]

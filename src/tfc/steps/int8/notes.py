@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from tfc.manifest import Step
-from tfc.steps.int8 import BUDGET
-from tfc.steps.int8_verdict import number_text
+from tfc.steps.int8.convert import BUDGET
+from tfc.steps.int8.verdict import number_text
 from tfc.steps.precision_audit import percent
-from tfc.steps.task_metrics import points_text, value_text
+from tfc.steps.verification.task_metrics import points_text, value_text
 
 # No model is as good as that on rows that it has not seen.
 _TRAINED_ON = 0.999

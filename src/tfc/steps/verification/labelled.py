@@ -18,7 +18,7 @@ from tfc.runtime.tasks import TEXT_TASKS
 from tfc.runtime.tasks.base import Item
 from tfc.steps.batches import Batches, Outputs, batches_of
 from tfc.steps.cases import Cases, output_axes
-from tfc.steps.label_rows import (
+from tfc.steps.verification.label_rows import (
     MOST_NAMED,
     LabelRow,
     LeftOut,

@@ -19,16 +19,16 @@ from tfc.errors import BadArtifact, require
 from tfc.manifest import DECODER, MODEL, Engine
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.parity import Tolerance, tolerance_of
-from tfc.steps.bisect_engine import engine_look
-from tfc.steps.bisect_inputs import BisectInput, bisect_input
-from tfc.steps.bisect_places import Context, Look, found_in, pass_look, pytorch_look
-from tfc.steps.bisect_report import FOUND, NOT_RUN, NOTHING, Bisection, StageGap, from_module
+from tfc.steps.bisection.engine import engine_look
+from tfc.steps.bisection.inputs import BisectInput, bisect_input
+from tfc.steps.bisection.places import Context, Look, found_in, pass_look, pytorch_look
+from tfc.steps.bisection.report import FOUND, NOT_RUN, NOTHING, Bisection, StageGap, from_module
+from tfc.steps.bisection.reproducer import reproducer_of
 from tfc.steps.cases import Cases
 from tfc.steps.generation_cases import GenerationCases
 from tfc.steps.optimize import optimized_file, step_name
 from tfc.steps.record import OnProgress
 from tfc.steps.reference import Recorded, Reference
-from tfc.steps.reproducer import reproducer_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir

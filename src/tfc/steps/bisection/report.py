@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfc.exporter.module_gaps import ModuleGap
     from tfc.optimizers.bisection.gap import Gap
-    from tfc.steps.reproducer import Reproducer
+    from tfc.steps.bisection.reproducer import Reproducer
 
 FOUND, NOTHING, NOT_RUN = "found", "nothing found", "not run"
 # How a place was told: by the error that its nodes make on exact inputs, by that of a whole

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from tfc.artifact import Artifact
 from tfc.errors import ContractNotReached
 from tfc.manifest import Step
-from tfc.steps.calibration import calibration_file, movement
-from tfc.steps.calibration_rows import CalibrationRows, calibration_rows
 from tfc.steps.flops import products_of_graph
-from tfc.steps.int8_forms import AUTO, DYNAMIC, Form, forms_of, qdq
-from tfc.steps.int8_options import COMPARED, INT8, Int8Options
-from tfc.steps.int8_prepare import Prepared, prepared
-from tfc.steps.int8_search import Bench, Chosen, bench_of, chosen_sites, settled
-from tfc.steps.int8_speed import faster_first
+from tfc.steps.int8.calibration import calibration_file, movement
+from tfc.steps.int8.forms import AUTO, DYNAMIC, Form, forms_of, qdq
+from tfc.steps.int8.options import COMPARED, INT8, Int8Options
+from tfc.steps.int8.prepare import Prepared, prepared
+from tfc.steps.int8.rows import CalibrationRows, calibration_rows
+from tfc.steps.int8.search import Bench, Chosen, bench_of, chosen_sites, settled
+from tfc.steps.int8.speed import faster_first
 from tfc.steps.optimize import optimized_file
 from tfc.steps.precision import checked_half
 from tfc.steps.profiles import profile_of

@@ -13,9 +13,9 @@ import numpy as np
 from tfc.errors import ContractNotReached
 from tfc.manifest import Task
 from tfc.runtime.padding import Feed
-from tfc.steps.calibration_rows import CalibrationRows
-from tfc.steps.int8_accuracy import Accuracy, Answers, accuracy_of, answers_of
-from tfc.steps.int8_forms import Form
+from tfc.steps.int8.accuracy import Accuracy, Answers, accuracy_of, answers_of
+from tfc.steps.int8.forms import Form
+from tfc.steps.int8.rows import CalibrationRows
 from tfc.steps.record import OnProgress
 
 if TYPE_CHECKING:

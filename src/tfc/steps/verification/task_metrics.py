@@ -15,8 +15,8 @@ from tfc.metrics.bootstrap import CONFIDENCE, RESAMPLES, SEED, Difference, paire
 from tfc.metrics.correlation import CORRELATIONS
 from tfc.metrics.ranking import NDCG
 from tfc.steps.batches import Outputs, is_finite
-from tfc.steps.label_rows import MOST_NAMED
-from tfc.steps.labelled import Labelled
+from tfc.steps.verification.label_rows import MOST_NAMED
+from tfc.steps.verification.labelled import Labelled
 
 # A drop of just what is allowed is allowed: 0.9 - 0.895 is a little above 0.005.
 _ROUNDING = 1e-9

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tfc.runtime.padding import Feed
-from tfc.steps.bench_contestants import Entry, opened
+from tfc.steps.benchmark.contestants import Entry, opened
 from tfc.steps.record import OnProgress
 
 _STATUS = Path("/proc/self/status")
@@ -70,7 +70,7 @@ def _start_up(entry: Entry, batch: Path, threads: int) -> StartUp | str:
     command = {"entry": entry.as_json(), "batch": str(batch), "threads": threads}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "tfc.steps.bench_start", json.dumps(command)],
+            [sys.executable, "-m", "tfc.steps.benchmark.start", json.dumps(command)],
             capture_output=True,
             text=True,
             timeout=_MOST_SECONDS,
