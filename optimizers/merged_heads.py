@@ -68,7 +68,7 @@ class SplitMergedHeads:
         return PassResult(changed)
 
 
-def _merged(value: ir.Value | None) -> ir.Value | None:
+def heads_before_merge(value: ir.Value | None) -> ir.Value | None:
     """The rank-4 tensor whose leading axes were merged to give this value."""
     node = value.producer() if value is not None else None
     if node is None or not is_op(node, "Reshape") or node.inputs[0] is None:
@@ -80,7 +80,7 @@ def _merged(value: ir.Value | None) -> ir.Value | None:
 
 
 def _matmul(model: ir.Model, node: ir.Node) -> bool:
-    a, b = (_merged(value) for value in node.inputs)
+    a, b = (heads_before_merge(value) for value in node.inputs)
     if a is None or b is None or known_shape(a) is None:
         return False
     left, right = known_shape(a), known_shape(b)
@@ -91,7 +91,7 @@ def _matmul(model: ir.Model, node: ir.Node) -> bool:
 
 
 def _transpose(model: ir.Model, node: ir.Node) -> bool:
-    a = _merged(node.inputs[0])
+    a = heads_before_merge(node.inputs[0])
     perm = tuple(attribute(node, "perm", ()))
     if a is None and perm in _SPLIT_FIRST:
         return _merge_first(model, node, _SPLIT_FIRST[perm])
@@ -154,7 +154,7 @@ def _reshaped(
 
 
 def _softmax(model: ir.Model, node: ir.Node) -> bool:
-    a = _merged(node.inputs[0])
+    a = heads_before_merge(node.inputs[0])
     if a is None or attribute(node, "axis", -1) not in (-1, 2):
         return False
     return _replace(model, node, ir.node("Softmax", [a], {"axis": -1}), known_shape(a) or ())
@@ -162,7 +162,7 @@ def _softmax(model: ir.Model, node: ir.Node) -> bool:
 
 def _scale(model: ir.Model, node: ir.Node) -> bool:
     for index in (0, 1) if node.op_type == "Mul" else (0,):
-        a, factor = _merged(node.inputs[index]), node.inputs[1 - index]
+        a, factor = heads_before_merge(node.inputs[index]), node.inputs[1 - index]
         if a is not None and scalar(factor) is not None:
             scaled = ir.node(node.op_type, [a, factor])
             return _replace(model, node, scaled, known_shape(a) or ())
@@ -172,10 +172,10 @@ def _scale(model: ir.Model, node: ir.Node) -> bool:
 def _add(model: ir.Model, node: ir.Node) -> bool:
     """A bias of its own for each row and head (ALiBi) is split as the scores are."""
     for index in (0, 1):
-        a, other = _merged(node.inputs[index]), node.inputs[1 - index]
+        a, other = heads_before_merge(node.inputs[index]), node.inputs[1 - index]
         if a is None or other is None or known_shape(node.outputs[0]) is None:
             continue
-        b = _merged(other)
+        b = heads_before_merge(other)
         heads, bias = known_shape(a) or (), known_shape(b if b is not None else other) or ()
         merged = known_shape(node.outputs[0]) or ()
         if b is not None and bias[:2] == heads[:2]:
@@ -193,7 +193,7 @@ def _where(model: ir.Model, node: ir.Node) -> bool:
     mask, *values = node.inputs
     shape = known_shape(node.outputs[0])
     for place, value in enumerate(values):
-        a, fill, rows = _merged(value), values[1 - place], known_shape(mask)
+        a, fill, rows = heads_before_merge(value), values[1 - place], known_shape(mask)
         if a is None or mask is None or scalar(fill) is None or known_shape(value) != shape:
             continue
         if rows is None or shape is None or len(rows) != len(shape) or rows[0] != shape[0]:
@@ -221,7 +221,7 @@ def _split_like(a: ir.Value, other: ir.Value, before: ir.Node) -> ir.Value:
 
 def _split(model: ir.Model, node: ir.Node) -> bool:
     merged = node.inputs[0]
-    a, shape = _merged(merged), known_shape(node.outputs[0])
+    a, shape = heads_before_merge(merged), known_shape(node.outputs[0])
     if a is None or merged is None or shape not in (known_shape(a), known_shape(merged)):
         return False
     replace_value(node.outputs[0], a if shape == known_shape(a) else merged)

@@ -19,6 +19,8 @@ from tfc.optimizers.lowering.flat_attention import FlatAttention
 from tfc.optimizers.lowering.fold_scale import FoldScale
 from tfc.optimizers.lowering.gemm import GemmToMatMul
 from tfc.optimizers.lowering.pack_qkv import PackQKV
+from tfc.optimizers.lowering.position_products import PositionProducts
+from tfc.optimizers.lowering.shared_slice import SharedSlice
 from tfc.optimizers.lowering.skip_layer_norm import SkipLayerNorm
 from tfc.optimizers.lowering.standard_ops import InlineCanonicalOps
 from tfc.optimizers.lowering.sum_layer_norm import SumLayerNorm
@@ -78,6 +80,8 @@ LOWER: Mapping[str, tuple[Pass, ...]] = {
         FusionPass(DropUnreadPositions()),
         FusionPass(GemmToMatMul()),
         FusionPass(FoldScale()),
+        FusionPass(PositionProducts()),
+        FusionPass(SharedSlice()),
         FusionPass(PackQKV()),
         FusionPass(ExplicitAttention()),
         InlineCanonicalOps(),
