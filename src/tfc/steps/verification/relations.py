@@ -20,7 +20,7 @@ from tfc.errors import TfcError
 from tfc.manifest import BATCH, Engine
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.padding import Feed
-from tfc.runtime.parity import Tolerance, failures, parity_of, tolerance_of
+from tfc.runtime.parity import FP32_TOLERANCE, Tolerance, failures, parity_of, tolerance_of
 from tfc.steps.cases import output_axes, real_values
 from tfc.steps.reference import Recorded, Reference
 from tfc.steps.verification.noise import Noise
@@ -118,12 +118,15 @@ _PAIRS = {IDENTICAL: _identical, PERMUTED: _permuted, ALONE: _alone}
 class Relations:
     """Checks the relations of engines; PyTorch's values are kept for the next one.
 
-    `reference` is PyTorch in fp32, `noise` computes as other precisions do.
+    `reference` is PyTorch in fp32, `noise` computes as other precisions do. `scale` is the largest
+    value on the data: one text's score may be near zero, and says nothing of how large the sums
+    were that gave it.
     """
 
     artifact: Artifact
     reference: Reference | Recorded
     noise: Noise
+    scale: float = 0.0
     kept: dict[tuple[str, str], list[Array]] = field(default_factory=dict)
 
     def of_engine(
@@ -157,6 +160,7 @@ class Relations:
                 got = self._values(seen.run(case.feed, case.key), case.feed)
         except TfcError as error:
             return Relation(case.name, case.size, FAILED, str(error), feed=case.feed)
+        tolerance = tolerance.at_least(FP32_TOLERANCE * self.scale)
         parity = parity_of(expected, got, tolerance)
         reasons = failures(parity, tolerance)
         outcome = FAILED if reasons else PASSED

@@ -99,7 +99,7 @@ def verify(
         )
     yardstick = yardstick_of(artifact, cases, labelled, reference, max_drop, on_progress)
     if relations:
-        checks = Relations(artifact, reference, yardstick.noise)
+        checks = Relations(artifact, reference, yardstick.noise, yardstick.scale)
         yardstick = replace(yardstick, relations=checks)
     found = tuple(yardstick.verdict(name) for name in names)
     bisections = tuple(yardstick.bisection(one) for one in found) if bisect else ()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from tfc.artifact import Artifact
@@ -75,6 +76,11 @@ class Yardstick:
     floors: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
     got: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
     relations: Relations | None = None
+
+    @property
+    def scale(self) -> float:
+        """The largest of PyTorch's values."""
+        return max((float(np.abs(e).max(initial=0.0)) for e in self.expected), default=0.0)
 
     def verdict(self, name: str) -> EngineVerdict:
         """Run one engine and compare it."""
