@@ -27,6 +27,7 @@ import onnx_ir as ir
 import tfc
 from tfc.optimizers.executor import runner_of
 from tfc.optimizers.precision.half import half_from_fp32
+from tfc.optimizers.precision.int8.narrow import INT8
 from tfc.optimizers.precision.int8.observe import Observed, observe
 from tfc.optimizers.precision.int8.ranges import METHODS, ranges_from
 from tfc.optimizers.precision.int8.sites import sites_of
@@ -69,8 +70,8 @@ def naive(model: ir.Model, target: str, rows: CalibrationRows, method: str) -> i
     observe(model, sites, rows.feeds, seen, lambda seen: None)
     ranges = ranges_from(seen.histograms(), method)
     if target == "tensorrt":
-        return qdq(half_from_fp32(model)[0], ranges).graph(sites)
-    return forms_of(target, STATIC, model, ranges)[0].graph(sites)
+        return qdq(half_from_fp32(model)[0], ranges, INT8).graph(sites)
+    return forms_of(target, STATIC, model, ranges, INT8)[0].graph(sites)
 
 
 def judged(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tfc.errors import BackendUnavailable, UsageError
+from tfc.runtime.backends.fp8 import FP8, why_no_fp8
 
 if TYPE_CHECKING:
     from tfc.runtime.backends.base import Availability, Backend
@@ -108,6 +109,8 @@ def why_no_kernels(found: Availability, precision: str) -> str:
     """Why the backend cannot compute in `precision` here; empty where it can."""
     if precision in _NO_KERNELS.get((found.name, found.hardware), ()):
         return f"{found.name} has no {precision} kernels for the {found.hardware}"
+    if precision == FP8:
+        return why_no_fp8(found)
     if precision == "int8" and found.name == "onnxruntime" and found.hardware != "CPU":
         return "onnxruntime has int8 kernels for the CPU only"
     return ""

@@ -60,6 +60,12 @@ BUILD_REFUSALS = (
         frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention"}),
     ),
     Refusal(
+        "contains HW-specific datatypes",
+        "has no kernels for a type of this graph on a GPU that it is to build for",
+        BadInput,
+        "Build for GPUs that have it, e.g. for fp8 with --sm 89,120",
+    ),
+    Refusal(
         "Cuda Runtime",
         "cannot use the GPU to build",
         BackendUnavailable,

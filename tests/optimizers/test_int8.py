@@ -10,13 +10,14 @@ from tfc.errors import UsageError
 from tfc.optimizers.executor import outputs_of
 from tfc.optimizers.graph import constant
 from tfc.optimizers.precision.int8.histogram import Histogram
-from tfc.optimizers.precision.int8.observe import Observed, observe
+from tfc.optimizers.precision.int8.narrow import FP8, INT8
+from tfc.optimizers.precision.int8.observe import Observed, observe, values_model
 from tfc.optimizers.precision.int8.qdq import has_quantized, quantize_dequantize
 from tfc.optimizers.precision.int8.ranges import METHODS, Range, ranges_from
 from tfc.optimizers.precision.int8.search import order_of, search
 from tfc.optimizers.precision.int8.sites import Site, sites_of
 from tfc.optimizers.precision.int8.smooth import scales_of, searched_alphas, smooth
-from tfc.optimizers.precision.int8.weights import quantized_weight
+from tfc.optimizers.precision.int8.weights import quantized_weight, scale_of
 
 pytestmark = pytest.mark.ort
 
@@ -143,7 +144,7 @@ def test_entropy_clips_what_hardly_happens() -> None:
     values[0] = 12.0
     histogram = Histogram()
     histogram.add(values)
-    assert 2 < METHODS["entropy"](histogram) < 6
+    assert 2 < METHODS["entropy"](histogram, INT8) < 6
 
 
 def test_a_weight_is_off_by_half_a_step_of_its_channel() -> None:
@@ -154,6 +155,60 @@ def test_a_weight_is_off_by_half_a_step_of_its_channel() -> None:
     assert off.max() <= 0.5 + 0.07  # rounded scales clip the largest by 127 · 2^-11 steps
     turned = quantized_weight(weight.T, 0, np.float16)
     assert np.array_equal(turned.values.T, found.values)
+
+
+def test_e4m3_rounds_to_three_bits_and_ends_at_448() -> None:
+    values = np.array([17.0, 19.0, 25.0, 447.0, 1000.0, -1e9, 2.0**-9, 2.0**-11, -0.3])
+    expected = [16, 20, 24, 448, 448, -448, 2.0**-9, 0, -0.3125]  # ties go to the even mantissa
+    assert FP8.rounded(values).astype(float).tolist() == expected
+    assert INT8.rounded(np.array([-128.0, 2.5, 3.5])).tolist() == [-127, 2, 4]
+
+
+def test_a_weight_in_fp8_has_one_scale_and_is_off_by_a_sixteenth() -> None:
+    weight = np.geomspace(20, 1e-3, 80).reshape(16, 5) * [1, -1, 1, -1, 1]
+    found = quantized_weight(weight, 1, np.float16, FP8)
+    assert found.scales.shape == ()
+    off = np.abs(found.dequantized() - weight) / np.abs(weight)
+    assert off.max() <= 2.0**-4
+    assert np.array_equal(quantized_weight(weight.T, 0, np.float16, FP8).values.T, found.values)
+
+
+def test_mse_looks_at_the_type_that_is_rounded_to() -> None:
+    """One outlier: equal steps gain by clipping it, and a float keeps both ends."""
+    values = np.random.default_rng(0).normal(size=100_000)
+    values[0] = 40.0
+    histogram = Histogram()
+    histogram.add(values)
+    assert METHODS["mse"](histogram, INT8) < 30
+    assert METHODS["mse"](histogram, FP8) > 35
+
+
+def test_the_graph_in_fp8_computes_what_its_rounded_factors_give(graphs) -> None:
+    model = block(graphs)
+    ranges = ranges_from(seen_of(model).histograms(), "min-max", FP8)
+    site = tokens(model)[0]
+    weight = constant(model.graph.initializers[site.weight])
+    names = {use.node.outputs[0].name for use in model.graph.initializers[site.weight].uses()}
+    read, given = (
+        outputs_of(values_model(model, [name]), [feed()])[0][name]
+        for name in (site.activation, *names)
+    )
+    quantize_dequantize(model, [site], ranges, FP8)
+    step = scale_of(ranges[site.activation].amax, np.float32, FP8)
+    rounded = FP8.rounded(read / step).astype(np.float32) * step
+    expected = rounded @ quantized_weight(weight, 1, np.float32, FP8).dequantized()
+    (name,) = names
+    got = outputs_of(values_model(model, [name]), [feed()])[0][name]
+    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
+    assert np.abs(got - given).max() > 1e-3 * np.abs(given).max()
+    stored = model.graph.initializers[f"{site.weight}.fp8"]
+    assert stored.dtype == ir.DataType.FLOAT8E4M3FN
+    assert [
+        dq.attributes.get("axis") for dq in model.graph if dq.op_type == "DequantizeLinear"
+    ] == [
+        None,
+        None,
+    ]
 
 
 def test_q_and_dq_stand_around_the_products_alone(graphs) -> None:

@@ -21,9 +21,12 @@ from tfc.kernel_report import KernelRecord
 from tfc.manifest import Task
 from tfc.onnx_files import save_onnx
 from tfc.optimizers.graph import constant
+from tfc.optimizers.precision.int8.narrow import INT8
 from tfc.optimizers.precision.int8.ranges import Range
 from tfc.runtime.backends import why_no_kernels
 from tfc.runtime.backends.base import Availability
+from tfc.runtime.backends.tensorrt_errors import build_refusal
+from tfc.runtime.backends.tensorrt_flavors import FLAVORS
 from tfc.steps.flops import Product
 from tfc.steps.int8 import calibration, speed
 from tfc.steps.int8.accuracy import Accuracy
@@ -88,7 +91,7 @@ def test_without_data_there_is_no_int8(tiny_artifact: Path) -> None:
 def test_options_of_a_calibration_are_for_int8(tiny_artifact: Path, rows: Path) -> None:
     with pytest.raises(UsageError) as caught:
         tfc.build_engine(tiny_artifact, precision="fp16", calib=rows)
-    assert caught.value.what == "calibration is for int8, and the precision is fp16"
+    assert caught.value.what == "calibration is for int8 and fp8, and the precision is fp16"
     with pytest.raises(UsageError) as caught:
         tfc.build_engine(tiny_artifact, precision="int8", calib=rows, calib_method="mean")
     assert caught.value.what == "int8 has no method 'mean'"
@@ -267,15 +270,89 @@ def test_tensorrt_compiles_int8_products_and_whole_attentions(
     assert caught.value.what.startswith("TensorRT takes the ranges of activations from the graph")
 
 
-def test_an_engine_called_int8_whose_kernels_are_not() -> None:
-    product = Product("fc", "encoder.fc", False, "int8", 100, True)
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_an_engine_whose_kernels_are_not_what_it_is_called(precision: str) -> None:
+    product = Product("fc", "encoder.fc", False, precision, 100, True)
     kernel = KernelRecord("gemm_1", "gemm", "gemm", ["fp16"], ["fp16"], "fp16", ["fc"], [""])
     with pytest.raises(ContractNotReached) as caught:
-        check_precision("int8", judge_products([product], [kernel]), (), "here")
+        check_precision(precision, judge_products([product], [kernel]), (), "here")
+    assert caught.value.exit_code == 3
     assert caught.value.what == (
-        "1 of the 1 products that the graph has in int8 are compiled in another precision: "
+        f"1 of the 1 products that the graph has in {precision} are compiled in another precision: "
         "fc (encoder.fc) in gemm_1"
     )
+
+
+@needs_rtx
+@pytest.mark.rtx
+def test_fp8_is_built_for_the_gpus_that_have_it(tiny_artifact: Path, rows: Path) -> None:
+    arguments = ["build-engine", str(tiny_artifact), "--fp8", "--calib", str(rows)]
+    more = ["--max-drop", "20%", "--backend", "tensorrt-rtx"]
+    ended = CliRunner().invoke(cli, [*arguments, *more], env={"COLUMNS": "80"})
+    assert ended.exit_code == 0, ended.output
+    artifact = tfc.Artifact.open(tiny_artifact)
+    sites = int8_step(artifact, "tensorrt", "model", "fp8").result["sites"]
+    said = f"{sites['quantized']} of {sites['all']} products in fp8"
+    assert said in " ".join(ended.stdout.split())
+    engine = artifact.manifest.engines["tensorrt-rtx-fp8"]
+    assert engine.hardware == "compute capability 8.9, 12.0"
+    assert engine.audit["fused_attention"] == engine.audit["wanted"]["fused_attention"] == 2
+    compiled = engine.audit["precision"]["compiled"]
+    assert compiled["fp8"]["gemms"] == sites["quantized"] > 0
+    assert compiled["fp16"]["attentions"] == 2
+    assert engine.audit["precision"]["graph"]["fp8"] == compiled["fp8"]
+    (found,) = tfc.verify(artifact, engines=["tensorrt-rtx-fp8"], data=rows).verdicts
+    assert (found.verdict, found.reason[:30]) == ("not run", "TensorRT-RTX runs on NVIDIA GP")
+    ended = CliRunner().invoke(cli, [*arguments, *more, "--sm", "86,89"])
+    assert ended.exit_code == 2
+    said = " ".join(ended.stderr.split())
+    assert "fp8 needs compute capability 8.9 or later, and 8.6 is asked for" in said
+
+
+def test_an_older_gpu_is_refused_by_tensorrt_for_fp8() -> None:
+    """A graph with fp8 in it that is called something else is refused by the builder itself."""
+    text = "[pass.cpp:1500: run_passes] Cannot compile for target(s) sm86, because the model "
+    error = build_refusal(
+        FLAVORS["tensorrt-rtx"], text + "contains HW-specific datatypes: fp8", Path("m.onnx"), []
+    )
+    assert error.what.startswith(
+        "TensorRT-RTX has no kernels for a type of this graph on a GPU that it is to build for"
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (Availability("onnxruntime", "1", hardware="CPU"), "onnxruntime has no fp8 products"),
+        (Availability("openvino", "1", hardware="CPU"), "openvino has no fp8 products"),
+        (
+            Availability("tensorrt", "11", hardware="NVIDIA A10 (8.6)"),
+            "fp8 needs compute capability 8.9 or later, and this machine has NVIDIA A10 (8.6)",
+        ),
+        (Availability("tensorrt", "11", hardware="NVIDIA L4 (8.9)"), ""),
+        (Availability("tensorrt", "11", hardware="NVIDIA B200 (10.0)"), ""),
+        (Availability("tensorrt-rtx", "1"), ""),
+    ],
+)
+def test_who_has_fp8(found: Availability, why: str) -> None:
+    assert why_no_kernels(found, "fp8") == why
+
+
+def test_methods_of_fp8(tiny_artifact: Path, rows: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        tfc.build_engine(tiny_artifact, precision="fp8", calib=rows, calib_method="entropy")
+    assert caught.value.what == "fp8 has no method 'entropy'"
+
+
+def test_an_engine_called_fp8_whose_graph_is_not() -> None:
+    product = Product("fc", "", False, "int8", 100, True)
+    kernel = KernelRecord("gemm_1", "gemm", "gemm", ["int8"], ["fp16"], "int8", ["fc"], [""])
+    with pytest.raises(ContractNotReached) as caught:
+        check_precision("fp8", judge_products([product], [kernel]), (), "here")
+    assert caught.value.what == (
+        "the engine is called fp8, but the graph has none of its 1 products in fp8"
+    )
+    assert caught.value.exit_code == 3
 
 
 def test_int8_is_for_the_cpu_in_onnxruntime() -> None:
@@ -318,7 +395,7 @@ def test_too_few_rows_are_said_to_be() -> None:
         halves[0].add(np.array([largest]))
         halves[1].add(np.array([largest * 1.25]))
         seen.halves[name] = halves
-    moved = movement(seen, "min-max")
+    moved = movement(seen, "min-max", INT8)
     assert (moved.mean, moved.most) == pytest.approx((0.2, 0.2))
     assert moved.enough == 160  # 0.2 / 0.05 squared, times 10
     assert Range(-3.0, 2.0).amax == 3.0

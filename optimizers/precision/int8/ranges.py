@@ -64,12 +64,12 @@ def ranges_from(
     return found
 
 
-def min_max(histogram: Histogram, narrow: NarrowType = INT8) -> float:
+def min_max(histogram: Histogram, narrow: NarrowType) -> float:
     """The largest magnitude."""
     return histogram.amax
 
 
-def percentile(histogram: Histogram, narrow: NarrowType = INT8) -> float:
+def percentile(histogram: Histogram, narrow: NarrowType) -> float:
     """The magnitude that all but 0.01 % of the values keep to: the outer edge of its bin."""
     half = len(histogram.counts) // 2
     magnitudes = histogram.counts[half:] + histogram.counts[half - 1 :: -1]
@@ -78,7 +78,7 @@ def percentile(histogram: Histogram, narrow: NarrowType = INT8) -> float:
     return min(histogram.limit * (place + 1) / half, histogram.amax)
 
 
-def entropy(histogram: Histogram, narrow: NarrowType = INT8) -> float:
+def entropy(histogram: Histogram, narrow: NarrowType) -> float:
     """Where the Kullback-Leibler divergence of the distribution in equal steps is least."""
     from onnxruntime.quantization.calibrate import HistogramCollector
 
@@ -94,7 +94,7 @@ def entropy(histogram: Histogram, narrow: NarrowType = INT8) -> float:
     return min(max(abs(float(low)), abs(float(high))), histogram.amax)
 
 
-def mse(histogram: Histogram, narrow: NarrowType = INT8) -> float:
+def mse(histogram: Histogram, narrow: NarrowType) -> float:
     """Where the mean square error of the type in that range is least."""
     used = histogram.counts > 0
     values, counts = histogram.centres()[used], histogram.counts[used].astype(np.float64)
@@ -109,7 +109,7 @@ def mse(histogram: Histogram, narrow: NarrowType = INT8) -> float:
     return best
 
 
-METHODS: Mapping[str, Callable[..., float]] = {
+METHODS: Mapping[str, Callable[[Histogram, NarrowType], float]] = {
     "min-max": min_max,
     "percentile": percentile,
     "entropy": entropy,

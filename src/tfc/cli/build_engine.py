@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--fp16", is_flag=True, help="Half precision: 11 bits, up to 65504.  [default: fp32]")
 @click.option("--bf16", is_flag=True, help="Half precision: 8 bits, as large as fp32.")
 @click.option("--int8", is_flag=True, help="8-bit integers where the accuracy allows; see --calib.")
+@click.option("--fp8", is_flag=True, help="8-bit floats, for GPUs that have them; see --calib.")
 @click.option(
     "--backend",
     type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]),
@@ -52,13 +53,13 @@ if TYPE_CHECKING:
     metavar="LIST",
     default=(),
     help="Compute capabilities to build for ahead of time, e.g. 89,120.  [default: all that share"
-    " a plan]",
+    " a plan; for fp8 89,120]",
 )
 @click.option(
     "--calib",
     type=click.Path(),
     metavar="DATA",
-    help="For int8: JSON lines with texts like those that the model will read.",
+    help="For int8 and fp8: JSON lines with texts like those that the model will read.",
 )
 @click.option(
     "--calib-method",
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
     "--max-drop",
     type=Percent(),
     metavar="PERCENT",
-    help="How far int8 may be below fp32 on them: in the main metric with --label-column, or else"
+    help="How far these may be below fp32 on them: in the main metric with --label-column, or else"
     " in agreement.  [default: 0.5%]",
 )
 @click.option(
@@ -98,6 +99,7 @@ def command(
     fp16: bool,
     bf16: bool,
     int8: bool,
+    fp8: bool,
     backend: str,
     batch: tuple[int, int, int] | None,
     sequence: tuple[int, int, int] | None,
@@ -121,18 +123,20 @@ def command(
     compiled is audited: every attention block and every add+LayerNorm must be in a fused kernel,
     and matrix products in half if the engine is called so. 'tfc inspect --kernels' lists them all.
 
-    With --int8 the texts of --calib are run first, to find the ranges of activations. Products are
-    in int8 as far as --max-drop allows; the most sensitive stay in fp16 (on the CPU in fp32).
+    With --int8 or --fp8 the texts of --calib are run first, to find the ranges of activations.
+    Products are quantised as far as --max-drop allows; the most sensitive stay in fp16 (on the CPU
+    in fp32).
     """
     from tfc.artifact import Artifact
     from tfc.errors import UsageError
     from tfc.steps.build import build_engine
 
-    asked = [name for name, on in (("fp16", fp16), ("bf16", bf16), ("int8", int8)) if on]
+    flags = (("fp16", fp16), ("bf16", bf16), ("int8", int8), ("fp8", fp8))
+    asked = [name for name, on in flags if on]
     if len(asked) > 1:
         raise UsageError(
             f"an engine has one precision, and {len(asked)} were asked for",
-            fix="Give one of --fp16, --bf16 and --int8",
+            fix="Give one of --fp16, --bf16, --int8 and --fp8",
         )
     opened = Artifact.open(artifact)
     begun = time.perf_counter()

@@ -272,20 +272,20 @@ def _engine(artifact: Artifact, name: str, engine: Engine) -> dict[str, str]:
         "audit": _figures({key: value for key, value in engine.audit.items() if value}),
         "wanted": _figures(_mapping(engine.audit.get("wanted"))),
         "products": _products(_mapping(engine.audit.get("precision"))),
-        "int8": _int8(artifact, engine),
+        engine.precision: _quantized(artifact, engine),
         "verdict": _verdict(manifest.verdicts.get(name), sha256),
         "file": "\n".join(_sized(manifest, file) for file in engine.files.values()),
     }
     return {name: value for name, value in rows.items() if value}
 
 
-def _int8(artifact: Artifact, engine: Engine) -> str:
-    """What int8 keeps of the accuracy, where it is used, and what was left alone."""
+def _quantized(artifact: Artifact, engine: Engine) -> str:
+    """What int8 or fp8 keeps of the accuracy, where it is used, and what was left alone."""
     from tfc.steps.int8.notes import int8_notes
-    from tfc.steps.int8.options import INT8
+    from tfc.steps.int8.options import QUANTIZED
     from tfc.steps.int8.prepare import int8_steps
 
-    if engine.precision != INT8:
+    if engine.precision not in QUANTIZED:
         return ""
     return "\n".join(note for step in int8_steps(artifact, engine) for note in int8_notes(step))
 

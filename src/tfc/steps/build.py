@@ -22,11 +22,12 @@ from tfc.runtime.backends.base import (
     Inputs,
     Profile,
 )
+from tfc.runtime.backends.fp8 import FP8, options_for_fp8
 from tfc.steps.engine_audit import audit_engine, kernels_file
-from tfc.steps.int8.convert import convert_to_int8
+from tfc.steps.int8.convert import quantized_graph
 from tfc.steps.int8.forms import STATIC
 from tfc.steps.int8.notes import int8_notes
-from tfc.steps.int8.options import INT8, int8_options
+from tfc.steps.int8.options import QUANTIZED, int8_options
 from tfc.steps.int8.rows import check_reads_text
 from tfc.steps.optimize import optimize
 from tfc.steps.precision import convert
@@ -82,18 +83,19 @@ def build_engine(
 
     Args:
         artifact: an exported artifact, or its path.
-        precision: `fp32`, `fp16`, `bf16` or `int8`.
+        precision: `fp32`, `fp16`, `bf16`, `int8` or `fp8`.
         backend: `tensorrt`, `tensorrt-rtx`, `onnxruntime`, `openvino`, or `auto` for the best that
             runs here.
         batch: smallest, best and largest batch size.
         sequence: smallest, best and largest length in tokens.
         compute_capabilities: the GPUs, as `8.9`, that TensorRT-RTX builds for ahead of time; all
-            that can share a plan if empty.
-        calib: for int8, a JSONL file with a text per row like those that the model will read.
+            that can share a plan if empty, and in fp8 8.9 and 12.0.
+        calib: for int8 and fp8, a JSONL file with a text per row like those that the model will
+            read.
         calib_method: how ranges are found there: `min-max`, `percentile`, `entropy`, `mse`, or
             `auto` (if None) for the one that changes the output least.
         calib_limit: read the first so many rows; 512 if None.
-        max_drop: how far int8 may be below fp32 on these rows, in the task's main metric where
+        max_drop: how far they may be below fp32 on these rows, in the task's main metric where
             they have labels, or else in agreement: 0.005, if None, is half a point.
         text_column: the field that holds the text; the task's own if None.
         pair_column: the field that holds the second text; the task's own, if it has one, if None.
@@ -108,16 +110,17 @@ def build_engine(
         BackendUnavailable: the backend cannot build here, or not in this precision.
         ContractNotReached: a fusion was missed, the compiled kernels are not fused, or they
             compute in another precision; or the precision is not accurate enough.
-        UsageError: the ranges are not in order, or beyond what the model takes; or int8 has no
-            data, or another precision has.
+        UsageError: the ranges are not in order, or beyond what the model takes; or int8 or
+            fp8 has no data, or another precision has; or a GPU has no fp8.
         BadData: the data cannot be used.
     """
     artifact = Artifact.of(artifact)
     columns = (text_column, pair_column, label_column)
     given = (calib, calib_method, calib_limit, max_drop, int8_form, *columns)
     int8 = None
-    if precision == INT8:
+    if precision in QUANTIZED:
         int8 = int8_options(
+            precision,
             calib,
             method=calib_method,
             max_drop=max_drop,
@@ -125,17 +128,19 @@ def build_engine(
             columns=columns,
             limit=calib_limit,
         )
-        check_reads_text(artifact)
+        check_reads_text(artifact, precision)
     elif any(value is not None for value in given):
         raise UsageError(
-            f"calibration is for int8, and the precision is {precision}",
-            fix="Give --int8, or leave the options of the calibration out",
+            f"calibration is for int8 and fp8, and the precision is {precision}",
+            fix="Give --int8 or --fp8, or leave the options of the calibration out",
         )
     chosen, why = _choose(backend, precision)
     if int8 is not None and chosen.name == _FIXED_RANGES and int8.form == AUTO:
         int8 = dataclasses.replace(int8, form=STATIC)
     available = chosen.availability()
     build = BuildOptions(tuple(compute_capabilities), on_progress)
+    if precision == FP8:
+        build = options_for_fp8(chosen.name, build)
     profile = profile_of(artifact, batch, sequence)
     optimize(
         artifact,
@@ -147,7 +152,7 @@ def build_engine(
     on_progress("setting the precision", 0, 1)
     weights_only = chosen.name == "onnxruntime" and available.hardware == _CPU
     models = {
-        graph: convert_to_int8(artifact, chosen.target, graph, int8, on_progress)
+        graph: quantized_graph(artifact, chosen.target, graph, int8, on_progress)
         if int8 is not None
         else convert(artifact, chosen.target, graph, precision, weights_only=weights_only)
         for graph in artifact.manifest.graphs
@@ -279,12 +284,12 @@ def _notes(
 ) -> tuple[str, ...]:
     if precision == "fp32":
         return ()
-    if weights_only and precision != INT8:
+    if weights_only and precision not in QUANTIZED:
         return (
             "the CPU has no half-precision kernels here: weights are stored in fp16, "
             "arithmetic stays in fp32",
         )
     steps = [artifact.manifest.step(f"precision:{model}") for model in models.values()]
-    if precision == INT8:
+    if precision in QUANTIZED:
         return tuple(note for step in steps for note in int8_notes(step))
     return tuple(note for step in steps if step is not None for note in pin_notes(step))

@@ -19,7 +19,7 @@ from tfc.steps.flops import UNKNOWN, Product
 # An engine of this precision computes nothing wider on purpose, but for what overflows and what
 # works on one vector per text (a classifier's head).
 _HALF = frozenset({"fp16", "bf16"})
-_INT8 = "int8"
+_QUANTIZED = ("int8", "fp8")
 # A graph whose token tensors lie flat, [tokens, hidden], cannot be told from one with heads only;
 # where the heads outweigh the rest, it is not the model that its name promises.
 _LEAST_SHARE = 0.5
@@ -115,10 +115,11 @@ def check_precision(
 
     Raises:
         ContractNotReached: products on token tensors run in fp32, or more than half of the
-            arithmetic does; or in int8, a product that the graph has quantised does not.
+            arithmetic does; or in int8 or fp8, a product that the graph has quantised does not,
+            or the graph has quantised none.
     """
-    if wanted == _INT8:
-        _check_quantized(judged, where)
+    if wanted in _QUANTIZED:
+        _check_quantized(wanted, judged, where)
     if wanted not in _HALF:
         return
     due = [one for one in judged if one.product.node not in kept and one.compiled != UNKNOWN]
@@ -137,14 +138,21 @@ def check_precision(
     )
 
 
-def _check_quantized(judged: Sequence[Judged], where: str) -> None:
-    quantized = [one for one in judged if one.product.precision == _INT8]
-    wrong = [one for one in quantized if one.compiled not in (_INT8, UNKNOWN)]
+def _check_quantized(wanted: str, judged: Sequence[Judged], where: str) -> None:
+    quantized = [one for one in judged if one.product.precision == wanted]
+    if not quantized:
+        raise ContractNotReached(
+            f"the engine is called {wanted}, but the graph has none of its {len(judged)} products "
+            f"in {wanted}",
+            where=where,
+            fix="Build a graph that another tool has quantised as what it is: --int8 or --fp8",
+        )
+    wrong = [one for one in quantized if one.compiled not in (wanted, UNKNOWN)]
     if not wrong:
         return
     raise ContractNotReached(
-        f"{len(wrong)} of the {len(quantized)} products that the graph has in int8 are compiled in "
-        f"another precision: {_named(wrong)}",
+        f"{len(wrong)} of the {len(quantized)} products that the graph has in {wanted} are "
+        f"compiled in another precision: {_named(wrong)}",
         where=where,
         fix="Look for what stands between DequantizeLinear and these nodes, or build with --fp16",
     )

@@ -26,6 +26,7 @@ from tfc.steps.record import OnProgress
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from tfc.optimizers.precision.int8.narrow import NarrowType
     from tfc.optimizers.precision.int8.observe import Observed
     from tfc.optimizers.precision.int8.sites import Site
 
@@ -57,13 +58,13 @@ def calibration_file(target: str, graph: str = MODEL, variant: str = "") -> str:
     return f"calibration/{target}/{graph}{variant}.npz"
 
 
-def channels_of(artifact: Artifact, target: str, graph: str) -> dict[str, Any]:
+def channels_of(artifact: Artifact, target: str, graph: str, variant: str) -> dict[str, Any]:
     """The largest magnitude of each channel of the activations, as they were before smoothing.
 
     Raises:
         BadArtifact: the file is missing or damaged.
     """
-    seen = _read(artifact, calibration_file(target, graph), None)
+    seen = _read(artifact, calibration_file(target, graph, variant), None)
     assert seen is not None
     return seen.channels
 
@@ -125,18 +126,18 @@ def observed(
             observe(model, sites, rows.feeds, seen, after_batch)
         except ValueError as error:
             raise ContractNotReached(
-                f"{error} in fp32 already, and int8 has no range for it",
+                f"{error} in fp32 already, and 8 bits have no range for it",
                 where=str(artifact.path),
                 fix="Compare the engine in fp32 with PyTorch on these rows: tfc verify --data",
             ) from error
     return seen
 
 
-def movement(seen: Observed, method: str) -> Movement:
+def movement(seen: Observed, method: str, narrow: NarrowType) -> Movement:
     """How much the ranges of a method depend on which half of the rows they come from."""
     from tfc.optimizers.precision.int8.ranges import ranges_from
 
-    first, second = (ranges_from(seen.half(number), method) for number in (0, 1))
+    first, second = (ranges_from(seen.half(number), method, narrow) for number in (0, 1))
     differences = [_difference(first[name].amax, second[name].amax) for name in first]
     mean = float(np.mean(differences))
     enough = 0

@@ -1,4 +1,4 @@
-"""The optimized graph of a target in int8: calibrated, searched, and checked against fp32."""
+"""The optimized graph of a target in int8 or fp8: calibrated, searched, checked against fp32."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tfc.manifest import Step
 from tfc.steps.flops import products_of_graph
 from tfc.steps.int8.calibration import calibration_file, movement
 from tfc.steps.int8.forms import AUTO, DYNAMIC, Form, forms_of, qdq
-from tfc.steps.int8.options import COMPARED, INT8, Int8Options
-from tfc.steps.int8.prepare import Prepared, prepared
+from tfc.steps.int8.options import COMPARED, Int8Options
+from tfc.steps.int8.prepare import Prepared, prepared, variant_of
 from tfc.steps.int8.rows import CalibrationRows, calibration_rows
 from tfc.steps.int8.search import Bench, Chosen, bench_of, chosen_sites, settled
 from tfc.steps.int8.speed import faster_first
@@ -25,11 +25,12 @@ from tfc.steps.profiles import profile_of
 from tfc.steps.record import OnProgress, onnxruntime_version, versions_of
 
 if TYPE_CHECKING:
+    from tfc.optimizers.precision.int8.narrow import NarrowType
     from tfc.optimizers.precision.int8.ranges import Range
     from tfc.optimizers.precision.int8.sites import Site
 
-_BASE = "fp16"  # what runs beside int8 on a GPU
-# Its error may be this share of int8's: independent errors add up in squares, to 5 % more. Pinning
+_BASE = "fp16"  # what runs beside int8 and fp8 on a GPU
+# Its error may be this share of theirs: independent errors add up in squares, to 5 % more. Pinning
 # nodes to fp32 for less would cost speed and change nothing.
 _BESIDE = 1 / 3
 # Why a site is left alone: a pooler or classifier costs next to nothing and decides the result.
@@ -49,6 +50,13 @@ class _Job:
     flops: dict[str, int]
     on_progress: OnProgress
 
+    @property
+    def narrow(self) -> NarrowType:
+        """What the products become."""
+        from tfc.optimizers.precision.int8.narrow import NARROW_TYPES
+
+        return NARROW_TYPES[self.options.precision]
+
 
 @dataclass(frozen=True)
 class _Made:
@@ -60,10 +68,10 @@ class _Made:
     more: dict[str, Any]
 
 
-def convert_to_int8(
+def quantized_graph(
     artifact: Artifact, target: str, graph: str, options: Int8Options, on_progress: OnProgress
 ) -> str:
-    """Write an optimized graph of `target` in int8; returns its file's name.
+    """Write an optimized graph of `target` in int8 or fp8; returns its file's name.
 
     A graph that another tool has quantised already is left as it is.
 
@@ -80,11 +88,11 @@ def convert_to_int8(
     if has_quantized(ir.load(artifact.file(source))):
         return source
     rows = calibration_rows(artifact, options.rows)
-    output = optimized_file(target, graph, INT8)
+    output = optimized_file(target, graph, options.precision)
     step = Step(
         name=f"precision:{output}",
         options={
-            "precision": INT8,
+            "precision": options.precision,
             "method": options.method,
             "max_drop": options.max_drop,
             "form": options.form,
@@ -99,7 +107,7 @@ def convert_to_int8(
     )
     if artifact.up_to_date(step) is None:
         begun = time.perf_counter()
-        given = prepared(artifact, target, graph, rows, on_progress)
+        given = prepared(artifact, target, graph, options.precision, rows, on_progress)
         flops = _flops(artifact, given)
         job = _Job(artifact, target, graph, options, rows, given, flops, on_progress)
         _write(job, _made(job), step, begun)
@@ -117,14 +125,14 @@ def _flops(artifact: Artifact, given: Prepared) -> dict[str, int]:
 def _made(job: _Job) -> _Made:
     given, options = job.given, job.options
     task = job.artifact.manifest.task
-    bench = bench_of(given.model, task, job.rows, options.max_drop, job.on_progress)
+    bench = bench_of(given.model, task, job.rows, options, job.on_progress)
     method, ranges = _ranges(job, bench)
-    forms = forms_of(job.target, options.form, given.model, ranges)
+    forms = forms_of(job.target, options.form, given.model, ranges, job.narrow)
     if not job.target.startswith("onnxruntime"):
         found = chosen_sites(forms[0], given.model, given.sites, job.flops, bench)
         beside = _BESIDE * found.accuracy.rms
         base, half = checked_half(job.artifact, given.model, job.graph, _BASE, beside)
-        chosen = settled(found, qdq(base, ranges), given.model, job.flops, bench)
+        chosen = settled(found, qdq(base, ranges, job.narrow), given.model, job.flops, bench)
         return _Made(chosen, method, ranges, {"kept": half["kept"], _BASE: half})
     speed: dict[str, Any] = {}
     if len(forms) > 1:
@@ -140,13 +148,14 @@ def _ranges(job: _Job, bench: Bench) -> tuple[str, dict[str, Range]]:
     given, asked = job.given, job.options.method
     histograms = given.seen.histograms()
     if asked != AUTO:
-        return asked, ranges_from(histograms, asked)
+        return asked, ranges_from(histograms, asked, job.narrow)
+    methods = COMPARED[job.options.precision]
     if job.options.form == DYNAMIC:
-        return COMPARED[0], ranges_from(histograms, COMPARED[0])
-    found = {method: ranges_from(histograms, method) for method in COMPARED}
+        return methods[0], ranges_from(histograms, methods[0], job.narrow)
+    found = {method: ranges_from(histograms, method, job.narrow) for method in methods}
     errors = {}
     for method, ranges in found.items():
-        form = forms_of(job.target, job.options.form, given.model, ranges)[-1]
+        form = forms_of(job.target, job.options.form, given.model, ranges, job.narrow)[-1]
         errors[method] = bench.accuracy(form.graph(given.sites), f"ranges by {method}").error
     best = min(errors, key=lambda method: errors[method])
     return best, found[best]
@@ -188,22 +197,22 @@ def _write(job: _Job, made: _Made, step: Step, begun: float) -> None:
 
 def _result(job: _Job, made: _Made) -> dict[str, Any]:
     """What the manifest records."""
-    given, chosen, flops = job.given, made.chosen, job.flops
+    given, chosen, flops, options = job.given, made.chosen, job.flops, job.options
     total = sum(flops.values())
     return {
-        "arithmetic": INT8,
+        "arithmetic": options.precision,
         "form": chosen.form.name,
         "method": made.method,
         "alphas": given.alphas,
         "ranges": {name: [found.low, found.high] for name, found in made.ranges.items()},
         "calibration": {
-            "file": calibration_file(job.target, job.graph),
+            "file": calibration_file(job.target, job.graph, variant_of(options.precision)),
             "rows": given.seen.rows,
             "tokens": given.seen.tokens,
-            "movement": dataclasses.asdict(movement(given.seen, made.method)),
+            "movement": dataclasses.asdict(movement(given.seen, made.method, job.narrow)),
         },
         "accuracy": dataclasses.asdict(chosen.accuracy) | {"drop": chosen.accuracy.drop},
-        "max_drop": job.options.max_drop,
+        "max_drop": options.max_drop,
         "sites": {
             "quantized": len(chosen.quantized),
             "all": len(flops),

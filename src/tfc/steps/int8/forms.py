@@ -1,4 +1,4 @@
-"""The forms of int8 that a target can run, as functions from sites to a graph."""
+"""The forms of int8 and fp8 that a target can run, as functions from sites to a graph."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tfc.errors import UsageError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from tfc.optimizers.precision.int8.narrow import NarrowType
     from tfc.optimizers.precision.int8.ranges import Ranges
     from tfc.optimizers.precision.int8.sites import Site
 
@@ -29,13 +30,15 @@ class Form:
     rewrite: Callable[[ir.Model, Sequence[Site]], None]
 
     def graph(self, sites: Sequence[Site]) -> ir.Model:
-        """A graph with these sites in int8."""
+        """A graph with these sites quantised."""
         model = self.base.clone()
         self.rewrite(model, sites)
         return model
 
 
-def forms_of(target: str, asked: str, model: ir.Model, ranges: Ranges) -> list[Form]:
+def forms_of(
+    target: str, asked: str, model: ir.Model, ranges: Ranges, narrow: NarrowType
+) -> list[Form]:
     """The forms to choose from.
 
     Args:
@@ -43,6 +46,7 @@ def forms_of(target: str, asked: str, model: ir.Model, ranges: Ranges) -> list[F
         asked: `auto`, `static` or `dynamic`.
         model: the optimized fp32 graph.
         ranges: of what its sites read.
+        narrow: what they are quantised to; for ONNX Runtime that is int8.
 
     Raises:
         UsageError: the target has no such form.
@@ -53,16 +57,16 @@ def forms_of(target: str, asked: str, model: ir.Model, ranges: Ranges) -> list[F
                 "TensorRT takes the ranges of activations from the graph, not from each batch",
                 fix="Leave --int8-form out, or build for the CPU: --backend onnxruntime",
             )
-        return [qdq(model, ranges)]
+        return [qdq(model, ranges, narrow)]
     names = CPU_FORMS if asked == AUTO else (asked,)
     return [_cpu(name, model, ranges) for name in names]
 
 
-def qdq(model: ir.Model, ranges: Ranges) -> Form:
+def qdq(model: ir.Model, ranges: Ranges, narrow: NarrowType) -> Form:
     """QuantizeLinear and DequantizeLinear around each product."""
     from tfc.optimizers.precision.int8.qdq import quantize_dequantize
 
-    return Form(QDQ, model, lambda graph, sites: quantize_dequantize(graph, sites, ranges))
+    return Form(QDQ, model, lambda graph, sites: quantize_dequantize(graph, sites, ranges, narrow))
 
 
 def _cpu(name: str, model: ir.Model, ranges: Ranges) -> Form:

@@ -1,4 +1,4 @@
-"""What `tfc build-engine` says of an int8 engine: accuracy, what is in int8, what was left."""
+"""What `tfc build-engine` says of an int8 or fp8 engine: accuracy, what is in it, what was left."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def int8_notes(step: Step | None) -> tuple[str, ...]:
     if before is not None and before >= _TRAINED_ON:
         notes.append(
             f"fp32 is right on {before:.1%} of these rows, as it is on rows that a model was "
-            "trained on; on others int8 changes more: calibrate on rows that it has not seen"
+            f"trained on; on others {result['arithmetic']} changes more: calibrate on rows that "
+            "it has not seen"
         )
     return tuple(notes)
 
@@ -45,8 +46,8 @@ def accuracy_text(result: dict[str, Any]) -> str:
         return f"{agreement} (at least {asked} asked)"
     before, after = (value_text(metric, found[key]) for key in ("before", "after"))
     return (
-        f"{metric} {before} in fp32, {after} in int8 (at most {points_text(metric, allowed)} "
-        f"may be lost); {agreement}"
+        f"{metric} {before} in fp32, {after} in {result['arithmetic']} "
+        f"(at most {points_text(metric, allowed)} may be lost); {agreement}"
     )
 
 
@@ -54,7 +55,7 @@ def sites_text(result: dict[str, Any]) -> str:
     """`24 of 27 products in int8, 97.1 % of the GEMM FLOPs`."""
     sites = result["sites"]
     return (
-        f"{sites['quantized']} of {sites['all']} products in int8, "
+        f"{sites['quantized']} of {sites['all']} products in {result['arithmetic']}, "
         f"{percent(sites['flops_share'])} of the GEMM FLOPs"
     )
 
@@ -86,7 +87,8 @@ def _left(result: dict[str, Any]) -> list[str]:
     share = percent(sum(site["flops_share"] for site in left))
     return [
         f"left in higher precision for the budget: {named}{more}; in brackets the error of the "
-        f"output if that product alone is in int8; together {share} of the GEMM FLOPs"
+        f"output if that product alone is in {result['arithmetic']}; together {share} of the GEMM "
+        "FLOPs"
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a caller says of an int8 build."""
+"""What a caller says of a build in int8 or fp8."""
 
 from __future__ import annotations
 
@@ -10,28 +10,36 @@ from tfc.errors import UsageError
 from tfc.steps.int8.forms import AUTO, CPU_FORMS
 from tfc.steps.int8.rows import RowSource
 
-INT8 = "int8"
-METHODS = ("min-max", "percentile", "entropy", "mse")
+INT8, FP8 = "int8", "fp8"
+QUANTIZED = (INT8, FP8)
+# `entropy` counts in equal steps, which fp8 has not.
+METHODS = {
+    INT8: ("min-max", "percentile", "entropy", "mse"),
+    FP8: ("min-max", "percentile", "mse"),
+}
 # Those that `auto` compares. `entropy` takes half a second for each activation, and clips outliers
 # that a transformer's output stands on: perf/int8.py has it last in every comparison.
-COMPARED = ("min-max", "percentile", "mse")
+# fp8 gains nothing by clipping at a percentile: small numbers keep their bits beside large ones.
+COMPARED = {INT8: ("min-max", "percentile", "mse"), FP8: ("min-max", "mse")}
 # Half a point: what a classifier may lose before anyone asks why.
 DEFAULT_MAX_DROP = 0.005
 
 
 @dataclass(frozen=True)
 class Int8Options:
-    """How int8 is calibrated, and what it may cost.
+    """How int8 or fp8 is calibrated, and what it may cost.
 
     Attributes:
+        precision: which of `QUANTIZED`.
         rows: the data.
-        method: how ranges are chosen: one of `METHODS`, or `auto` for the one that changes the
+        method: how ranges are chosen: one of its `METHODS`, or `auto` for the one that changes the
             output least.
         max_drop: how far the task's main metric may fall, or where rows have no labels the
             agreement with fp32: 0.005 is half a point.
         form: for ONNX Runtime's CPU provider `dynamic`, `static`, or `auto` for the faster one.
     """
 
+    precision: str
     rows: RowSource
     method: str = AUTO
     max_drop: float = DEFAULT_MAX_DROP
@@ -39,6 +47,7 @@ class Int8Options:
 
 
 def int8_options(
+    precision: str,
     calib: str | Path | None,
     *,
     method: str | None,
@@ -54,15 +63,17 @@ def int8_options(
     """
     if calib is None:
         raise UsageError(
-            "int8 needs real text to find the ranges of its activations, and none was given",
+            f"{precision} needs real text to find the ranges of its activations, and none was "
+            "given",
             fix="Name a file of JSON lines like those that the model will read: --calib data.jsonl."
             " Random tokens are no substitute: their ranges do not fit",
         )
     method, form = method or AUTO, form or AUTO
-    for kind, value, known in (("method", method, METHODS), ("form", form, CPU_FORMS)):
+    for kind, value, known in (("method", method, METHODS[precision]), ("form", form, CPU_FORMS)):
         if value not in (AUTO, *known):
             raise UsageError(
-                f"int8 has no {kind} '{value}'", fix=f"Choose one of: {', '.join((AUTO, *known))}"
+                f"{precision} has no {kind} '{value}'",
+                fix=f"Choose one of: {', '.join((AUTO, *known))}",
             )
     budget = DEFAULT_MAX_DROP if max_drop is None else max_drop
     if not 0 <= budget < 1:
@@ -70,4 +81,4 @@ def int8_options(
     text, pair, label = columns
     rows = RowSource(Path(calib), text, pair, label)
     rows = rows if limit is None else dataclasses.replace(rows, limit=limit)
-    return Int8Options(rows, method, budget, form)
+    return Int8Options(precision, rows, method, budget, form)

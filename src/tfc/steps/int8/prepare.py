@@ -1,4 +1,4 @@
-"""The fp32 graph that int8 starts from: activations smoothed, and their values seen."""
+"""The fp32 graph that int8 and fp8 start from: activations smoothed, and their values seen."""
 
 from __future__ import annotations
 
@@ -42,7 +42,12 @@ class Prepared:
 
 
 def prepared(
-    artifact: Artifact, target: str, graph: str, rows: CalibrationRows, on_progress: OnProgress
+    artifact: Artifact,
+    target: str,
+    graph: str,
+    precision: str,
+    rows: CalibrationRows,
+    on_progress: OnProgress,
 ) -> Prepared:
     """Calibrate the graph, smooth it where that gains, and calibrate it again.
 
@@ -51,6 +56,7 @@ def prepared(
     """
     import onnx_ir as ir
 
+    from tfc.optimizers.precision.int8.narrow import NARROW_TYPES
     from tfc.optimizers.precision.int8.smooth import sample_vectors, searched_alphas
 
     model = ir.load(artifact.file(optimized_file(target, graph)))
@@ -61,18 +67,25 @@ def prepared(
             where=str(artifact.path),
             fix="Build in half precision: --fp16 or --bf16",
         )
-    seen = observed(artifact, target, graph, model, sites, rows, on_progress)
+    own = variant_of(precision)
+    seen = observed(artifact, target, graph, model, sites, rows, on_progress, variant=own)
     on_progress("smoothing", 0, 1)
     vectors = sample_vectors(model, sites, some_rows(rows).feeds)
-    alphas = searched_alphas(model, sites, seen.channels, vectors)
+    alphas = searched_alphas(model, sites, seen.channels, vectors, NARROW_TYPES[precision])
     if not alphas:
         return Prepared(model, sites, once, seen, alphas)
     model = smoothed(model, seen.channels, alphas)
     sites, once = _sites(model)
+    own += SMOOTHED
     seen = observed(
-        artifact, target, graph, model, sites, rows, on_progress, variant=SMOOTHED, alphas=alphas
+        artifact, target, graph, model, sites, rows, on_progress, variant=own, alphas=alphas
     )
     return Prepared(model, sites, once, seen, alphas)
+
+
+def variant_of(precision: str) -> str:
+    """What tells the calibration of fp8 from that of int8, which may have had other rows."""
+    return "" if precision == INT8 else f".{precision}"
 
 
 def smoothed(model: ir.Model, channels: dict[str, Any], alphas: dict[str, float]) -> ir.Model:
@@ -85,44 +98,46 @@ def smoothed(model: ir.Model, channels: dict[str, Any], alphas: dict[str, float]
     return copy
 
 
-def rebuilt(artifact: Artifact, target: str, graph: str) -> ir.Model:
-    """The fp32 graph with what the recorded step quantised in int8, made anew.
+def rebuilt(artifact: Artifact, target: str, graph: str, precision: str) -> ir.Model:
+    """The fp32 graph with what the recorded step quantised, made anew.
 
     Raises:
         BadArtifact: the calibration or the graph is not there any more.
     """
     import onnx_ir as ir
 
+    from tfc.optimizers.precision.int8.narrow import NARROW_TYPES
     from tfc.optimizers.precision.int8.ranges import Range
 
-    result = int8_step(artifact, target, graph).result
+    result = int8_step(artifact, target, graph, precision).result
     model = ir.load(artifact.file(optimized_file(target, graph)))
     if result["alphas"]:
-        model = smoothed(model, channels_of(artifact, target, graph), result["alphas"])
+        channels = channels_of(artifact, target, graph, variant_of(precision))
+        model = smoothed(model, channels, result["alphas"])
     ranges = {name: Range(*ends) for name, ends in result["ranges"].items()}
     quantized = set(result["quantized"])
     sites = [site for site in _sites(model)[0] if site.node in quantized]
-    (form,) = forms_of(target, result["form"], model, ranges)
+    (form,) = forms_of(target, result["form"], model, ranges, NARROW_TYPES[precision])
     return form.graph(sites)
 
 
-def int8_step(artifact: Artifact, target: str, graph: str) -> Step:
-    """The record of the conversion to int8."""
-    step = artifact.manifest.step(f"precision:{optimized_file(target, graph, INT8)}")
+def int8_step(artifact: Artifact, target: str, graph: str, precision: str = INT8) -> Step:
+    """The record of the conversion to int8 or fp8."""
+    step = artifact.manifest.step(f"precision:{optimized_file(target, graph, precision)}")
     assert step is not None
     return step
 
 
 def target_of(engine: Engine) -> str:
-    """What an int8 engine's graph was optimized for; ONNX Runtime has int8 for the CPU only."""
+    """What a quantised engine's graph was optimized for; ONNX Runtime has int8 for the CPU only."""
     return _CPU_TARGET if engine.backend == _CPU_TARGET else backend_of(engine.backend).target
 
 
 def int8_steps(artifact: Artifact, engine: Engine) -> list[Step | None]:
     """The records of an engine's conversions; None for a graph that came with Q/DQ."""
     target = target_of(engine)
-    names = (f"precision:{optimized_file(target, graph, INT8)}" for graph in engine.files)
-    return [artifact.manifest.step(name) for name in names]
+    files = (optimized_file(target, graph, engine.precision) for graph in engine.files)
+    return [artifact.manifest.step(f"precision:{file}") for file in files]
 
 
 def _sites(model: ir.Model) -> tuple[list[Site], list[Site]]:

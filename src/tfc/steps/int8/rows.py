@@ -57,7 +57,7 @@ class CalibrationRows:
         return total.hexdigest()
 
 
-def check_reads_text(artifact: Artifact) -> None:
+def check_reads_text(artifact: Artifact, precision: str) -> None:
     """Refuse what text cannot calibrate.
 
     Raises:
@@ -66,7 +66,7 @@ def check_reads_text(artifact: Artifact) -> None:
     manifest = artifact.manifest
     if manifest.task.name not in TEXT_TASKS or DECODER in manifest.graphs:
         raise UsageError(
-            f"int8 is for models that read text and answer at once, and this one's task is "
+            f"{precision} is for models that read text and answer at once, and this one's task is "
             f"{manifest.task.name}",
             where=str(artifact.path),
             fix="Build in half precision: --fp16 or --bf16",

@@ -1,4 +1,4 @@
-"""As many sites in int8 as an accuracy budget allows, measured on real rows."""
+"""As many sites in int8 or fp8 as an accuracy budget allows, measured on real rows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tfc.manifest import Task
 from tfc.runtime.padding import Feed
 from tfc.steps.int8.accuracy import Accuracy, Answers, accuracy_of, answers_of
 from tfc.steps.int8.forms import Form
+from tfc.steps.int8.options import Int8Options
 from tfc.steps.int8.rows import CalibrationRows
 from tfc.steps.record import OnProgress
 
@@ -36,6 +37,7 @@ class Bench:
         task: says what matters in an answer.
         rows: all of them.
         exact: what the fp32 graph says.
+        precision: what sites are quantised to.
         max_drop: the budget.
         on_progress: called with what is under way.
     """
@@ -43,6 +45,7 @@ class Bench:
     task: Task
     rows: CalibrationRows
     exact: Answers
+    precision: str
     max_drop: float
     on_progress: OnProgress
 
@@ -70,13 +73,17 @@ class Chosen:
 
 
 def bench_of(
-    model: ir.Model, task: Task, rows: CalibrationRows, max_drop: float, on_progress: OnProgress
+    model: ir.Model,
+    task: Task,
+    rows: CalibrationRows,
+    options: Int8Options,
+    on_progress: OnProgress,
 ) -> Bench:
     """Run the fp32 graph on all rows."""
     from tfc.optimizers.executor import runner_of
 
     exact = answers_of(runner_of(model), rows, partial(on_progress, "running fp32"))
-    return Bench(task, rows, exact, max_drop, on_progress)
+    return Bench(task, rows, exact, options.precision, options.max_drop, on_progress)
 
 
 def errors_of(form: Form, model: ir.Model, sites: Sequence[Site], bench: Bench) -> dict[str, float]:
@@ -116,7 +123,7 @@ def chosen_sites(
         bench: what they are tried on.
 
     Raises:
-        ContractNotReached: the budget does not hold with any site in int8.
+        ContractNotReached: the budget does not hold with any site quantised.
     """
     from tfc.optimizers.precision.int8.search import order_of, search
 
@@ -137,18 +144,18 @@ def chosen_sites(
 
     found = search(sites, order_of(sites, errors, flops), flops, holds)
     if found is None:
-        raise refusal(form.name, min(tried.values(), key=lambda one: one.drop), bench.max_drop)
+        raise refusal(form, min(tried.values(), key=lambda one: one.drop), bench)
     accuracy = tried[frozenset(site.node for site in found.quantized)]
     return Chosen(form, found.quantized, found.left, errors, accuracy, found.trials)
 
 
-def refusal(form: str, best: Accuracy, max_drop: float) -> ContractNotReached:
-    """What is said where no number of sites in int8 keeps the budget."""
+def refusal(form: Form, best: Accuracy, bench: Bench) -> ContractNotReached:
+    """What is said where no number of quantised sites keeps the budget."""
     what = best.metric or best.measure
     return ContractNotReached(
-        f"int8 ({form}) does not keep the accuracy, however few products it is used for: {what} "
-        f"drops by {best.drop:.2%} at best ({best.measure} as fp32: {best.agreement:.2%}), and "
-        f"{max_drop:.2%} is allowed",
+        f"{bench.precision} ({form.name}) does not keep the accuracy, however few products it is "
+        f"used for: {what} drops by {best.drop:.2%} at best ({best.measure} as fp32: "
+        f"{best.agreement:.2%}), and {bench.max_drop:.2%} is allowed",
         fix="Build in half precision (--fp16, --bf16), or allow more with --max-drop",
     )
 
@@ -158,10 +165,10 @@ def settled(
 ) -> Chosen:
     """The same for another base graph: more sites are left out until the budget holds there too.
 
-    The search runs in fp32 beside int8; what is built may round the rest to half.
+    The search runs in fp32 beside them; what is built may round the rest to half.
 
     Raises:
-        ContractNotReached: it does not hold with any site in int8.
+        ContractNotReached: it does not hold with any site quantised.
     """
     from tfc.optimizers.precision.int8.search import order_of
 
@@ -177,7 +184,7 @@ def settled(
         chosen = Chosen(form, quantized, (*chosen.left, site), errors, accuracy, chosen.trials + 1)
         if accuracy.holds(bench.max_drop):
             return chosen
-    raise refusal(form.name, accuracy, bench.max_drop)
+    raise refusal(form, accuracy, bench)
 
 
 def some_rows(rows: CalibrationRows) -> CalibrationRows:

@@ -1,6 +1,6 @@
-"""How far an int8 engine may be from PyTorch in fp32, and whether it is further.
+"""How far an int8 or fp8 engine may be from PyTorch in fp32, and whether it is further.
 
-PyTorch does not run the same integers. What stands in for it is the floor: the optimized fp32 graph
+PyTorch does not run the same products. What stands in for it is the floor: the optimized fp32 graph
 with the recorded products quantised anew, so neither the engine nor the file that it was built
 from. Two things are asked of an engine, on the same rows:
 
@@ -104,21 +104,21 @@ def floor_runner(artifact: Artifact, engine: Engine) -> FloorRunner:
     """
     from tfc.optimizers.executor import runner_of
 
-    return FloorRunner(runner_of(rebuilt(artifact, target_of(engine), MODEL)))
+    return FloorRunner(runner_of(rebuilt(artifact, target_of(engine), MODEL, engine.precision)))
 
 
 def int8_tolerance(
     artifact: Artifact, engine: Engine, expected: Sequence[Array], floor: Sequence[Array]
 ) -> Tolerance:
     """For an engine, from PyTorch's values and the floor's on the same rows."""
-    found = int8_step(artifact, target_of(engine), MODEL).result
+    found = int8_step(artifact, target_of(engine), MODEL, engine.precision).result
     wrong = _differences(expected, floor)
     scale = max(float(np.abs(each).max(initial=0.0)) for each in expected)
     rms = max(_FACTOR * _rms(wrong), FP32_TOLERANCE * scale)
     return Tolerance(
         rms,
         max(_FACTOR * float(np.abs(wrong).max(initial=0.0)), PEAK_TO_RMS * rms),
-        f"{_FACTOR:g} × the error of the fp32 graph with the same products in int8",
+        f"{_FACTOR:g} × the error of the fp32 graph with the same products in {engine.precision}",
         min(1 - found["max_drop"], found["accuracy"]["agreement"]),
     )
 

@@ -1,7 +1,7 @@
 """What an engine's precision does to the numbers by itself: tolerances are measured from it.
 
-Of fp16 and bf16 that is PyTorch in the same type. PyTorch does not run the integers of an int8
-engine: there it is the optimized fp32 graph with the same products quantised anew.
+Of fp16 and bf16 that is PyTorch in the same type. PyTorch does not run the products of an int8 or
+fp8 engine: there it is the optimized fp32 graph with the same products quantised anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tfc.artifact import Artifact
 from tfc.manifest import Engine
 from tfc.runtime.parity import Tolerance, tolerance_of
-from tfc.steps.int8.options import INT8
+from tfc.steps.int8.options import QUANTIZED
 from tfc.steps.int8.verdict import floor_runner, int8_tolerance
 
 _FP32 = "fp32"
@@ -34,7 +34,7 @@ class Noise:
         """The same for engines of the same noise; empty for those in fp32, which have none."""
         if engine.precision == _FP32:
             return ""
-        return f"{engine.precision} {engine.backend}" if is_int8(engine) else engine.precision
+        return f"{engine.precision} {engine.backend}" if is_quantized(engine) else engine.precision
 
     def of(self, engine: Engine) -> Any:
         """What computes as the engine's precision does: call it with the graph's inputs.
@@ -45,7 +45,7 @@ class Noise:
         """
         key = self.key(engine)
         if key not in self.made:
-            if is_int8(engine):
+            if is_quantized(engine):
                 self.made[key] = floor_runner(self.artifact, engine).run
             else:
                 self.made[key] = self.reference.in_precision(engine.precision)
@@ -55,11 +55,11 @@ class Noise:
         self, engine: Engine, expected: Sequence[Array], floor: Sequence[Array] | None
     ) -> Tolerance:
         """For an engine, from PyTorch's values and those of its noise on the same rows."""
-        if is_int8(engine) and floor is not None:
+        if is_quantized(engine) and floor is not None:
             return int8_tolerance(self.artifact, engine, expected, floor)
         return tolerance_of(expected, floor, engine.precision)
 
 
-def is_int8(engine: Engine) -> bool:
+def is_quantized(engine: Engine) -> bool:
     """Whether products are quantised in it."""
-    return engine.precision == INT8
+    return engine.precision in QUANTIZED
