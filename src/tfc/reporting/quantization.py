@@ -1,4 +1,4 @@
-"""What was calibrated for an int8 engine, what is quantised, and what that costs."""
+"""What was calibrated for an engine in int8 or fp8, what is quantised, and what that costs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_LEFT = 20
 
 
 def calibration_section(artifact: Artifact) -> Section | None:
-    """One part for each graph in int8; None where there is none."""
+    """One part for each quantised graph; None where there is none."""
     steps = [step for step in artifact.manifest.steps if "calibration" in step.result]
     blocks = [block for step in steps for block in _calibrated(step)]
     return Section("Calibration", tuple(blocks)) if blocks else None
@@ -26,7 +26,7 @@ def _calibrated(step: Step) -> list[Block]:
     blocks: list[Block] = [
         Note(f"{file}: {accuracy_text(result)}."),
         Note(f"{sites_text(result)}; {calibration_text(result)}."),
-        _ranges(file, result["ranges"]),
+        _ranges(file, result["ranges"], result["arithmetic"]),
     ]
     if left := result["left"][:_MOST_LEFT]:
         rows = tuple(
@@ -43,11 +43,11 @@ def _calibrated(step: Step) -> list[Block]:
     return blocks
 
 
-def _ranges(file: str, ranges: dict[str, Any]) -> Chart:
+def _ranges(file: str, ranges: dict[str, Any], precision: str) -> Chart:
     largest = {name: max(abs(low), abs(high)) for name, (low, high) in ranges.items()}
     widest = max(largest, key=lambda name: largest[name])
     says = (
-        f"The largest magnitude that int8 holds of each of {len(ranges)} activations of {file}, in "
-        f"their order: {min(largest.values()):.3g} to {largest[widest]:.3g} ({widest})"
+        f"The largest magnitude that {precision} holds of each of {len(ranges)} activations of "
+        f"{file}, in their order: {min(largest.values()):.3g} to {largest[widest]:.3g} ({widest})"
     )
     return Chart(bars(list(largest.values()), "largest magnitude", "activations"), says)

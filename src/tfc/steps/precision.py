@@ -144,7 +144,7 @@ def checked_half(
     axes = {s.name: s.shape for s in artifact.manifest.graphs[graph].signature.outputs}
     feeds = probe_feeds(artifact, graph, exact=False)
     converted, result = _arithmetic(model, HALF_TYPES[precision], feeds, axes, at_least)
-    fix = f"What is not in int8 runs in {precision}: build in fp32 or --bf16 instead"
+    fix = f"What is not quantised runs in {precision}: build in fp32 or --bf16 instead"
     _refuse_unless_held(artifact, precision, result, fix)
     return converted, result
 

@@ -1,7 +1,8 @@
 """How well what a quantised model says agrees with fp32: one number between 0 and 1 for each task.
 
-The elementwise noise floor of `tfc.runtime.parity` is not for int8: no PyTorch runs the same int8,
-and its error is far above that of rounding to half. What counts is what the model is used for:
+The elementwise noise floor of `tfc.runtime.parity` is not for int8 or fp8: no PyTorch runs the same
+products, and their error is far above that of rounding to half. What counts is what the model is
+used for:
 
 - classification, entities, answers, masks: the share of vectors (rows or tokens) whose largest
   value is at the same place;
