@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from tfc.errors import EnvironmentProblem, TfcError, first_line, require
 from tfc.runtime.batching import CPU
 from tfc.runtime.ray.ask import Ask, checked
 from tfc.runtime.ray.pool import Pool, pool_from_nodes
-from tfc.runtime.ray.worker import Chosen, Work, Worker, engine_chosen_here
+from tfc.runtime.ray.worker import Chosen, Work, Worker, engine_loaded_here
 from tfc.runtime.session import window_of
 
 # How often a worker is started again after its process or its machine died. A worker that dies of
@@ -104,8 +105,8 @@ def plan_on_cluster(ask: Ask) -> Plan:
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     has_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
-    choose = ray.remote(engine_chosen_here).options(num_cpus=1, num_gpus=int(has_gpu))
-    wanted = choose.remote(ask.artifact, ask.engine, ask.require_verified)
+    load = ray.remote(engine_loaded_here).options(num_cpus=1, num_gpus=int(has_gpu))
+    wanted = load.remote(ask.artifact, ask.engine, ask.require_verified)
     chosen: Chosen = ray.get(wanted)
     uses_gpu = has_gpu and chosen.hardware != CPU
     pool = pool_from_nodes(nodes, uses_gpu, ask.workers, ask.threads)
@@ -161,9 +162,15 @@ def ray_errors() -> Iterator[None]:
         if own is not None:
             raise own from error
         raise EnvironmentProblem(
-            f"Ray ended the job: {first_line(error)}",
-            fix="Its logs, of all workers, are in /tmp/ray/session_latest/logs of each machine",
+            f"Ray ended the job: {_reason(error)}",
+            fix="Look into Ray's logs on the machines of the cluster: ray logs",
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What a worker said as it failed to start, of which Ray keeps the text; else Ray's words."""
+    found = re.search(rf"^{TfcError.__module__}\.\w+: (.+)$", str(error), re.MULTILINE)
+    return first_line(error) if found is None else found[1].rstrip(".")
 
 
 def _own_error(error: BaseException | None) -> TfcError | None:

@@ -34,8 +34,8 @@ def pool_from_nodes(
     """Divide the cores of a cluster among workers, so that they do not take each other's.
 
     Left out, there is a worker for each GPU if the engine uses one, else one for each machine: one
-    engine over all cores of a machine shares its weights and its cache. `threads` left out are the
-    cores of the cluster, or of its largest machine if these are fewer, divided by the workers.
+    engine over all cores of a machine shares its weights and its cache. `threads` left out are as
+    many as leave room for all workers.
 
     Args:
         nodes: of each machine what Ray has of it: ``{"CPU": 8.0, "GPU": 1.0, …}``.
@@ -57,18 +57,23 @@ def pool_from_nodes(
         )
     gpus = [int(node.get("GPU", 0)) for node in nodes]
     count = workers or (sum(gpus) if uses_gpu else sum(1 for number in cores if number))
-    each = threads or max(1, min(max(cores), sum(cores) // count))
-    places = [number // each for number in cores]
-    if uses_gpu:
-        places = [min(place, gpu) for place, gpu in zip(places, gpus, strict=True)]
-    if sum(places) < count:
+    each = threads or max(cores)
+    while not threads and each > 1 and _places(cores, gpus, each, uses_gpu) < count:
+        each -= 1
+    places = _places(cores, gpus, each, uses_gpu)
+    if places < count:
         took = f"{_counted(each, 'core')} each" + (" and a GPU" if uses_gpu else "")
         raise UsageError(
-            f"the Ray cluster has room for {_counted(sum(places), 'worker')} of {took}, not for"
-            f" {count}",
+            f"the Ray cluster has room for {_counted(places, 'worker')} of {took}, not for {count}",
             fix="Give fewer --workers, or fewer --threads",
         )
     return Pool(count, each, int(uses_gpu))
+
+
+def _places(cores: Sequence[int], gpus: Sequence[int], each: int, uses_gpu: bool) -> int:
+    """How many workers of `each` cores the machines hold."""
+    pairs = zip(cores, gpus, strict=True)
+    return sum(min(core // each, gpu) if uses_gpu else core // each for core, gpu in pairs)
 
 
 def _counted(number: int, noun: str) -> str:

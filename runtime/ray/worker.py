@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfc.artifact import Artifact
 from tfc.runtime.formats.predictions import prediction_fields
 from tfc.runtime.rows import Columns
-from tfc.runtime.selection import choose_engine
 from tfc.runtime.session import Session
 
 PREDICTION = "prediction"
@@ -49,14 +47,14 @@ class Chosen:
     hardware: str
 
 
-def engine_chosen_here(artifact: str, engine: str | None, require_verified: bool) -> Chosen:
-    """The engine that this machine would run; asked of a worker's machine.
+def engine_loaded_here(artifact: str, engine: str | None, require_verified: bool) -> Chosen:
+    """The engine that this machine runs, loaded once to see that it can; asked of a worker's.
 
     Raises:
         BadArtifact, BackendUnavailable, CheckFailed, UsageError: as `Session.load`.
     """
-    choice = choose_engine(Artifact.open(artifact), engine, require_verified=require_verified)
-    return Chosen(choice.name, choice.verdict, choice.hardware)
+    with Session.load(artifact, engine, threads=1, require_verified=require_verified) as session:
+        return Chosen(session.engine_name, session.verdict, session.hardware)
 
 
 class Worker:

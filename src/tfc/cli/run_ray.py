@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -61,14 +63,15 @@ def run_on_ray(
     names = {field.name for field in dataclasses.fields(Ask)}
     ask = Ask(artifact, **{name: value for name, value in given.items() if name in names})
     options = {"too_long": given["too_long"], **values_of_settings(ask, settings)}
-    summary = run_ray_job(
-        dataclasses.replace(ask, options=options),
-        inputs,
-        output,
-        ray_address=given["ray_address"],
-        shard_rows=given["shard_rows"],
-        progress=err.is_terminal,
-    )
+    with redirect_stdout(sys.stderr):  # what Ray says of workers that died is no result
+        summary = run_ray_job(
+            dataclasses.replace(ask, options=options),
+            inputs,
+            output,
+            ray_address=given["ray_address"],
+            shard_rows=given["shard_rows"],
+            progress=err.is_terminal,
+        )
     if summary.verdict != "verified":
         err.print(
             f"tfc: warning: engine {summary.engine} is not verified (parity: {summary.verdict}). "
