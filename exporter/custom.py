@@ -27,6 +27,7 @@ from tfc.exporter.module_samples import (
     with_flat_outputs,
 )
 from tfc.exporter.to_onnx import Axis, GraphInput, onnx_from_module, signature_of
+from tfc.exporter.torch_transformer import without_shortcuts
 from tfc.manifest import MODEL, Checkpoint, Graph, Task
 from tfc.onnx_files import save_onnx
 from tfc.tensor_samples import TENSOR_SAMPLES, save_tensor_samples
@@ -51,7 +52,7 @@ def export_custom(
         UsageError: the module is not on the CPU, or output_names do not fit.
     """
     _check_device(module)
-    with _evaluating(module):
+    with _evaluating(module), without_shortcuts(module):
         flat = with_flat_outputs(module, inputs)
         names = _output_names(module, inputs, output_names)
         on_stage("exporting to ONNX")

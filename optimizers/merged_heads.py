@@ -10,7 +10,9 @@ operation that does not care, until it meets the `Reshape` that splits them agai
     Mul(merge(a), scalar), Div(…)     →  merge(Mul(a, scalar))
     Add(merge(a), merge(b))           →  merge(Add(a, b))
     Add(merge(a), c)                  →  merge(Add(a, split(c)))   if c has the merged axis too
+    Where(c, fill, merge(a))          →  merge(Where(split(c), fill, a))              likewise
     split(merge(a))                   →  a                         if it has a's shape
+    Reshape(merge(a))                 →  merge(a)                  if it has that shape already
 
 Models that keep the sequence first (fairseq, `nn.MultiheadAttention`) merge the other way around,
 with the batch in the middle; that is written with a merge first, and back at the end::
@@ -66,7 +68,7 @@ class SplitMergedHeads:
         return PassResult(changed)
 
 
-def _merged(value: ir.Value | None) -> ir.Value | None:
+def heads_before_merge(value: ir.Value | None) -> ir.Value | None:
     """The rank-4 tensor whose leading axes were merged to give this value."""
     node = value.producer() if value is not None else None
     if node is None or not is_op(node, "Reshape") or node.inputs[0] is None:
@@ -78,7 +80,7 @@ def _merged(value: ir.Value | None) -> ir.Value | None:
 
 
 def _matmul(model: ir.Model, node: ir.Node) -> bool:
-    a, b = (_merged(value) for value in node.inputs)
+    a, b = (heads_before_merge(value) for value in node.inputs)
     if a is None or b is None or known_shape(a) is None:
         return False
     left, right = known_shape(a), known_shape(b)
@@ -89,7 +91,7 @@ def _matmul(model: ir.Model, node: ir.Node) -> bool:
 
 
 def _transpose(model: ir.Model, node: ir.Node) -> bool:
-    a = _merged(node.inputs[0])
+    a = heads_before_merge(node.inputs[0])
     perm = tuple(attribute(node, "perm", ()))
     if a is None and perm in _SPLIT_FIRST:
         return _merge_first(model, node, _SPLIT_FIRST[perm])
@@ -152,7 +154,7 @@ def _reshaped(
 
 
 def _softmax(model: ir.Model, node: ir.Node) -> bool:
-    a = _merged(node.inputs[0])
+    a = heads_before_merge(node.inputs[0])
     if a is None or attribute(node, "axis", -1) not in (-1, 2):
         return False
     return _replace(model, node, ir.node("Softmax", [a], {"axis": -1}), known_shape(a) or ())
@@ -160,7 +162,7 @@ def _softmax(model: ir.Model, node: ir.Node) -> bool:
 
 def _scale(model: ir.Model, node: ir.Node) -> bool:
     for index in (0, 1) if node.op_type == "Mul" else (0,):
-        a, factor = _merged(node.inputs[index]), node.inputs[1 - index]
+        a, factor = heads_before_merge(node.inputs[index]), node.inputs[1 - index]
         if a is not None and scalar(factor) is not None:
             scaled = ir.node(node.op_type, [a, factor])
             return _replace(model, node, scaled, known_shape(a) or ())
@@ -170,10 +172,10 @@ def _scale(model: ir.Model, node: ir.Node) -> bool:
 def _add(model: ir.Model, node: ir.Node) -> bool:
     """A bias of its own for each row and head (ALiBi) is split as the scores are."""
     for index in (0, 1):
-        a, other = _merged(node.inputs[index]), node.inputs[1 - index]
+        a, other = heads_before_merge(node.inputs[index]), node.inputs[1 - index]
         if a is None or other is None or known_shape(node.outputs[0]) is None:
             continue
-        b = _merged(other)
+        b = heads_before_merge(other)
         heads, bias = known_shape(a) or (), known_shape(b if b is not None else other) or ()
         merged = known_shape(node.outputs[0]) or ()
         if b is not None and bias[:2] == heads[:2]:
@@ -183,6 +185,23 @@ def _add(model: ir.Model, node: ir.Node) -> bool:
         else:
             continue
         return _replace(model, node, added, (*heads[:2], *merged[1:]))
+    return False
+
+
+def _where(model: ir.Model, node: ir.Node) -> bool:
+    """A mask with a row for each row and head is split as the scores are."""
+    mask, *values = node.inputs
+    shape = known_shape(node.outputs[0])
+    for place, value in enumerate(values):
+        a, fill, rows = heads_before_merge(value), values[1 - place], known_shape(mask)
+        if a is None or mask is None or scalar(fill) is None or known_shape(value) != shape:
+            continue
+        if rows is None or shape is None or len(rows) != len(shape) or rows[0] != shape[0]:
+            continue
+        split = _split_like(a, mask, node)
+        chosen = [split, fill, fill]
+        chosen[1 + place] = a
+        return _replace(model, node, ir.node("Where", chosen), known_shape(a) or ())
     return False
 
 
@@ -201,10 +220,11 @@ def _split_like(a: ir.Value, other: ir.Value, before: ir.Node) -> ir.Value:
 
 
 def _split(model: ir.Model, node: ir.Node) -> bool:
-    a = _merged(node.inputs[0])
-    if a is None or known_shape(a) != known_shape(node.outputs[0]):
+    merged = node.inputs[0]
+    a, shape = heads_before_merge(merged), known_shape(node.outputs[0])
+    if a is None or merged is None or shape not in (known_shape(a), known_shape(merged)):
         return False
-    replace_value(node.outputs[0], a)
+    replace_value(node.outputs[0], a if shape == known_shape(a) else merged)
     return True
 
 
@@ -215,6 +235,7 @@ _RULES: dict[str, Callable[[ir.Model, ir.Node], bool]] = {
     "Mul": _scale,
     "Div": _scale,
     "Add": _add,
+    "Where": _where,
     "Reshape": _split,
 }
 

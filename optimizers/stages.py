@@ -19,6 +19,8 @@ from tfc.optimizers.lowering.flat_attention import FlatAttention
 from tfc.optimizers.lowering.fold_scale import FoldScale
 from tfc.optimizers.lowering.gemm import GemmToMatMul
 from tfc.optimizers.lowering.pack_qkv import PackQKV
+from tfc.optimizers.lowering.position_products import PositionProducts
+from tfc.optimizers.lowering.shared_slice import SharedSlice
 from tfc.optimizers.lowering.skip_layer_norm import SkipLayerNorm
 from tfc.optimizers.lowering.standard_ops import InlineCanonicalOps
 from tfc.optimizers.lowering.sum_layer_norm import SumLayerNorm
@@ -32,6 +34,7 @@ from tfc.optimizers.raising.attention_mask import ReduceAttentionMask
 from tfc.optimizers.raising.gelu import Gelu
 from tfc.optimizers.raising.layer_norm import LayerNorm
 from tfc.optimizers.raising.rms_norm import RMSNorm
+from tfc.optimizers.reduced_axes import KeepReducedAxes
 from tfc.optimizers.shape_parts import TakePartsOfShapes
 from tfc.optimizers.shapes import InferShapes, ShapesFromInputs
 
@@ -43,6 +46,7 @@ CLEAN: tuple[Pass, ...] = (
     ShapesFromInputs(),
     TakePartsOfShapes(),
     SplitMergedHeads(),
+    KeepReducedAxes(),
     Fold("fold constants again"),
 )
 RECOGNISE: tuple[Pass, ...] = (
@@ -76,6 +80,8 @@ LOWER: Mapping[str, tuple[Pass, ...]] = {
         FusionPass(DropUnreadPositions()),
         FusionPass(GemmToMatMul()),
         FusionPass(FoldScale()),
+        FusionPass(PositionProducts()),
+        FusionPass(SharedSlice()),
         FusionPass(PackQKV()),
         FusionPass(ExplicitAttention()),
         InlineCanonicalOps(),

@@ -33,11 +33,11 @@ from tfc.optimizers.precision.int8.sites import sites_of
 from tfc.runtime.backends import backend
 from tfc.runtime.cores import busy_share, usable_cores
 from tfc.runtime.throughput import Workload, measure
-from tfc.steps.bench_workloads import full_batch
-from tfc.steps.calibration_rows import CalibrationRows, RowSource, calibration_rows
-from tfc.steps.int8_accuracy import Answers, accuracy_of, answers_of
-from tfc.steps.int8_forms import STATIC, forms_of, qdq
-from tfc.steps.int8_prepare import int8_step
+from tfc.steps.benchmark.workloads import full_batch
+from tfc.steps.int8.accuracy import Answers, accuracy_of, answers_of
+from tfc.steps.int8.forms import STATIC, forms_of, qdq
+from tfc.steps.int8.prepare import int8_step
+from tfc.steps.int8.rows import CalibrationRows, RowSource, calibration_rows
 from tfc.steps.optimize import optimized_file
 from tfc.steps.record import versions_of
 

@@ -6,7 +6,7 @@ numpy only; who runs PyTorch is elsewhere (`tfc.steps.reference`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,11 @@ class Tolerance:
         """The numbers as they stand in the manifest."""
         found = {"rms": self.rms, "max_abs": self.max_abs}
         return found if self.agreement is None else {**found, "agreement": self.agreement}
+
+    def at_least(self, allowed: float) -> Tolerance:
+        """The same, with so much allowed at least."""
+        wider = max(self.rms, allowed), max(self.max_abs, allowed)
+        return replace(self, rms=wider[0], max_abs=wider[1])
 
 
 def tolerance_of(

@@ -133,6 +133,8 @@ def manifest(folder: Path) -> Manifest:
 # Torch's exporter makes objects by the hundred thousand and little garbage: collecting as often
 # as Python does by default takes a tenth of an export's time.
 OBJECTS_BETWEEN_COLLECTIONS = 100_000
+# One test each that goes through whole pipelines of a real model.
+LONGEST = ("tests/test_demo.py", "tests/test_readme.py")
 
 
 def pytest_configure() -> None:
@@ -141,8 +143,8 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The demo first: it takes longest, and the other workers have something to do meanwhile."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_demo.py"))
+    """The longest first: the other workers have something to do meanwhile."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.fixture

@@ -13,16 +13,31 @@ from torch import Tensor, nn
 HIDDEN, LAYERS, HEADS, VOCABULARY = 32, 2, 4, 100
 
 
+class WrittenNorm(nn.Module):
+    """LayerNorm as people write it, of torch's mean and variance."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.ones(hidden)), nn.Parameter(torch.zeros(hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(-1, keepdim=True)
+        variance = x.var(-1, unbiased=False, keepdim=True)
+        return self.scale * (x - mean) / torch.sqrt(variance + 1e-5) + self.bias
+
+
 class Block(nn.Module):
     """Self-attention and a feed-forward layer; `style` is how the attention is written."""
 
-    def __init__(self, style: str, heads: int = HEADS, pre_norm: bool = False) -> None:
+    def __init__(
+        self, style: str, heads: int = HEADS, pre_norm: bool = False, norm: Any = nn.LayerNorm
+    ) -> None:
         super().__init__()
         self.style, self.heads, self.pre_norm = style, heads, pre_norm
         self.head_dim = HIDDEN // heads
         self.q, self.k, self.v, self.o = (nn.Linear(HIDDEN, HIDDEN) for _ in range(4))
         self.up, self.down = nn.Linear(HIDDEN, 64), nn.Linear(64, HIDDEN)
-        self.norm1, self.norm2 = nn.LayerNorm(HIDDEN), nn.LayerNorm(HIDDEN)
+        self.norm1, self.norm2 = norm(HIDDEN), norm(HIDDEN)
 
     def split(self, x: Tensor) -> Tensor:
         """[batch, sequence, heads, head_dim]"""
@@ -37,7 +52,7 @@ class Block(nn.Module):
             weights = scores.masked_fill(keys == 0, -1e9).softmax(-1)
             return self.o(torch.einsum("bnqk,bknd->bqnd", weights, v).reshape(x.shape))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        if self.style == "bmm":
+        if self.style in ("bmm", "a mask for each head"):
             return self.o(self.attend_merged(q, k, v, keys).reshape(x.shape))
         scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
         if self.style == "fill":
@@ -49,11 +64,14 @@ class Block(nn.Module):
         return self.o((scores.softmax(-1) @ v).transpose(1, 2).contiguous().view(x.shape))
 
     def attend_merged(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor) -> Tensor:
-        """Heads merged into the batch, and split again to apply the mask."""
+        """Heads merged into the batch, and split again to apply the mask, or the mask repeated."""
         batch, heads, sequence, head_dim = q.shape
         q, k, v = (t.reshape(batch * heads, sequence, head_dim) for t in (q, k, v))
         scores = torch.bmm(q, k.transpose(1, 2)) / math.sqrt(head_dim)
-        scores = scores.view(batch, heads, sequence, sequence).masked_fill(keys == 0, -1e9)
+        if self.style == "a mask for each head":
+            scores = scores.masked_fill(keys[:, 0].repeat_interleave(heads, dim=0) == 0, -1e9)
+        else:
+            scores = scores.view(batch, heads, sequence, sequence).masked_fill(keys == 0, -1e9)
         weights = scores.view(batch * heads, sequence, sequence).softmax(-1)
         return torch.bmm(weights, v).view(batch, heads, sequence, head_dim).transpose(1, 2)
 
@@ -97,6 +115,28 @@ class TorchEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.encoder(self.embedding(input_ids), src_key_padding_mask=attention_mask == 0)
+
+
+class TorchSeq2Seq(nn.Module):
+    """`nn.TransformerEncoder` and `nn.TransformerDecoder`; nothing said that has a default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.read, self.written = (nn.Embedding(VOCABULARY, HIDDEN) for _ in range(2))
+        reads = nn.TransformerEncoderLayer(HIDDEN, HEADS, 64, batch_first=True)
+        writes = nn.TransformerDecoderLayer(HIDDEN, HEADS, 64, batch_first=True)
+        self.encoder = nn.TransformerEncoder(reads, 1)
+        self.decoder = nn.TransformerDecoder(writes, 1)
+
+    def forward(self, source: Tensor, mask: Tensor, target: Tensor) -> Tensor:
+        """`[batch, target, hidden]`"""
+        padding, length = mask == 0, target.shape[1]
+        later = torch.triu(torch.ones(length, length, dtype=torch.bool), diagonal=1)
+        memory = self.encoder(self.read(source), src_key_padding_mask=padding)
+        return self.decoder(
+            self.written(target), memory, tgt_mask=later, memory_key_padding_mask=padding
+        )
 
 
 def export(module: nn.Module, path: Path, exporter: str, opset: int) -> Path:

@@ -18,10 +18,18 @@ from matrix import CASES, SUPPORT, Case, recorded, table, table_in_readme
 
 import tfc
 from tfc.errors import ContractNotReached
+from tfc.kernel_report import summary_of
+from tfc.steps.kernels import kernels_of_engine
 
 pytestmark = pytest.mark.ort
 GENERATING = ("text-generation", "text2text-generation", "automatic-speech-recognition")
 RECORDING = bool(os.environ.get("TFC_RECORD_SUPPORT"))
+# Kernels and waits of the first of two layers. 10 are a layer's own; DeBERTa's first has the slice
+# of all layers' positions too, and one norm in two kernels where the last layer reads one position.
+WITH_POSITIONS = {
+    "question-answering/deberta-v2": (10, 0),
+    "text-classification/deberta": (12, 0),
+}
 has_rtx = importlib.util.find_spec("tensorrt_rtx") is not None
 
 
@@ -43,6 +51,8 @@ def test_from_checkpoint_to_kernels(
     assert tfc.verify(artifact).failed == []
     if has_rtx:
         row["tensorrt_kernels"] = kernels_of(artifact)
+        if case.name in WITH_POSITIONS:
+            assert first_layer(artifact) == WITH_POSITIONS[case.name]
     if RECORDING:
         every = recorded() if SUPPORT.exists() else {}
         SUPPORT.write_text(
@@ -74,6 +84,12 @@ def kernels_of(artifact: tfc.Artifact) -> str:
         return error.what
     audit = built.engine.audit
     return f"fused attention {audit['fused_attention']}/{audit['wanted']['fused_attention']}"
+
+
+def first_layer(artifact: tfc.Artifact) -> tuple[int, int]:
+    """The kernels and the waits of streams for each other of the fp16 plan's first layer."""
+    summary = summary_of(kernels_of_engine(artifact, "tensorrt-rtx-fp16").graphs["model"])
+    return summary.layers[0], summary.layer_waits[0]
 
 
 def shown(fusions: dict[str, Any]) -> str:

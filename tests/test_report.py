@@ -56,7 +56,8 @@ def measured(_tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     rows = [{"text": f"order {i} " * (1 + i % 9), "label": labels[i % 3]} for i in range(60)]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tfc.verify(artifact, data=data, label_column="label")
+    tfc.build_engine(artifact, precision="int8", backend="onnxruntime", calib=data)
+    tfc.verify(artifact, data=data, label_column="label", bisect=True)
     tfc.bench(artifact, data=data, pytorch=False, seconds=0.05)
     return artifact.path
 
@@ -73,6 +74,20 @@ def test_numbers_are_those_of_the_reports(measured: Path, tmp_path: Path) -> Non
     assert f"| accuracy | {accuracy:.2%} | {accuracy:.2%} | 0.00 |" in text
     assert f"{cell['tokens']} tokens in all" in text
     assert f"{cell['padding']:.1%} of what ran was padding" in text
+    passed = sum(one["outcome"] == "passed" for one in verified["relations"]["onnxruntime-fp32"])
+    assert text.count("| passed |") == 2 * 11 <= 2 * passed
+    modules = verified["bisect"]["onnxruntime-fp32"]["modules"]
+    compared = sum(not one["beyond"] for one in modules)
+    assert 0 < compared < len(modules)
+    assert f"after each of {compared} modules of onnxruntime-fp32" in text
+    assert f"{len(modules) - compared} more are left out: a fusion moved a part" in text
+    step = tfc.Artifact.open(measured).manifest.step(
+        "precision:optimized/onnxruntime.int8/model.onnx"
+    )
+    assert (
+        f"The largest magnitude that int8 holds of each of {len(step.result['ranges'])} act" in text
+    )
+    assert "| bert.pooler.dense | once for each text | - |" in text
     if has_rtx:
         assert "**tensorrt-rtx-fp16 not run: TensorRT-RTX runs on NVIDIA GPUs only" in text
         assert re.search(
@@ -97,7 +112,7 @@ def test_the_page_needs_nothing_else(measured: Path, cli: Callable[..., Any]) ->
     addresses = set(re.findall(r'(?:src|href)="([^"#][^"]*)"', text))
     assert addresses == {"data:,"}
     drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(drawings) == 4 + has_rtx
+    assert len(drawings) == 7 + 2 * has_rtx
     for drawing in drawings:
         named = drawing.replace("<svg ", '<svg xmlns:xlink="http://www.w3.org/1999/xlink" ', 1)
         ElementTree.fromstring(named)

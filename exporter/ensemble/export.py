@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfc.artifact import TOKENIZER, graph_file
-from tfc.ensemble import HEADS, SOFTMAX, Combination
+from tfc.artifact import STAGE, TOKENIZER, graph_file
+from tfc.ensemble import FEATURES, HEADS, SOFTMAX, Combination
 from tfc.exporter.comparison import check_outputs
 from tfc.exporter.ensemble.members import Members, common_task, heads_of, members_of
 from tfc.exporter.ensemble.module import Listed, ensemble_module
@@ -26,7 +26,7 @@ from tfc.exporter.text import TextParts, text_parts_of, write_samples, write_tok
 from tfc.exporter.text_feeds import feeds_from_texts
 from tfc.exporter.to_onnx import GraphInput, onnx_from_module, signature_of, text_inputs
 from tfc.files import sha256_of_json
-from tfc.manifest import MODEL, Checkpoint, Ensemble, Graph, Member, Preprocess, Task
+from tfc.manifest import MODEL, Checkpoint, Ensemble, Graph, Member, Preprocess, Stage, Task
 from tfc.onnx_files import save_onnx
 from tfc.runtime.padding import Feed, input_name
 from tfc.runtime.tasks.classification import REGRESSION, ClassificationHeads
@@ -80,18 +80,21 @@ def export_ensemble(
         parts.append(text_parts_of(loaded))
     members = heads_of(parts) if heads else members_of(parts, combination)
     named = " + ".join(source.given for source in sources)
-    record, outcome = _record(members, combination), _task(members, heads)
+    record, outcome = _record(members, combination), _task(members, combination, heads)
 
     on_stage("exporting to ONNX")
     inputs = _inputs(members)
     names = [each.name for each in inputs]
-    module = ensemble_module(record, outcome, [each.module for each in parts], names)
+    modules = [each.module for each in parts]
+    module = ensemble_module(record, members.first.task, modules, names, combination.stage)
     graph = onnx_from_module(Listed(module), [inputs], heads or members.first.outputs)
     shared = share_identical(graph)
     path = folder / graph_file(MODEL)
     save_onnx(graph, path)
     preprocess = _written_tokenizers(members, folder)
     write_samples(folder)
+    if combination.stage is not None:
+        combination.stage.save(folder / STAGE)
 
     on_stage("checking parity with the checkpoints")
     parity = check_outputs(module, path, _feeds(members, preprocess), where=named)
@@ -112,6 +115,7 @@ def _record(members: Members, combination: Combination) -> Ensemble:
     """The ensemble as the manifest describes it, without its tokenizers."""
     first = members.first.task
     labelled = first.problem != REGRESSION and first.labels and combination.rule != HEADS
+    stage = combination.stage
     return Ensemble(
         combination.rule,
         (combination.normalize or SOFTMAX) if labelled else "",
@@ -125,15 +129,23 @@ def _record(members: Members, combination: Combination) -> Ensemble:
             )
             for number, parts in enumerate(members.parts)
         ],
+        stage=Stage(stage.kind, stage.parameters, STAGE) if stage is not None else None,
     )
 
 
-def _task(members: Members, heads: Sequence[str]) -> Task:
-    """That of the first member, or of every head; embeddings come out with length 1."""
+def _task(members: Members, combination: Combination, heads: Sequence[str]) -> Task:
+    """That of the first member, or of every head; embeddings come out with length 1.
+
+    Features are numbers, with names that tell the member.
+    """
     task = members.first.task
+    if combination.rule == FEATURES:
+        each = range(1, len(members.parts) + 1)
+        names = [f"{number} {label}" for number in each for label in task.labels or ["score"]]
+        return Task(task.name, REGRESSION, names)
     if heads:
-        each = (parts.task for parts in members.parts)
-        return Task(ClassificationHeads.name, heads=dict(zip(heads, each, strict=True)))
+        tasks = (parts.task for parts in members.parts)
+        return Task(ClassificationHeads.name, heads=dict(zip(heads, tasks, strict=True)))
     if task.name != FEATURE_EXTRACTION:
         return task
     poolings = {parts.task.pooling for parts in members.parts}

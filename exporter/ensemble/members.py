@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfc.ensemble import MEAN, VOTE, WEIGHTED, ZSCORE, Combination
+from tfc.ensemble import FEATURES, MEAN, STACK, VOTE, WEIGHTED, ZSCORE, Combination
 from tfc.errors import UsageError
 from tfc.exporter.cross_encoder import score_activation_of
 from tfc.exporter.portable_tokenizer import portable_from_tokenizer
@@ -24,6 +24,7 @@ from tfc.exporter.tasks import (
 from tfc.exporter.text import INPUTS, TextParts
 from tfc.runtime.padding import input_name
 from tfc.runtime.tasks.classification import MULTI_LABEL, REGRESSION
+from tfc.stage import stage_order
 
 TASKS = (
     TEXT_CLASSIFICATION,
@@ -117,6 +118,9 @@ def members_of(parts: Sequence[TextParts], combination: Combination) -> Members:
         )
     for each in parts:
         _check_labels(parts[0], each)
+    if combination.stage is not None:
+        task = parts[0].task
+        stage_order(combination.stage, len(parts), task.labels, task.problem)
     return Members(tuple(parts), readers, reads)
 
 
@@ -175,6 +179,14 @@ def _check_scale(first: TextParts, other: TextParts) -> None:
 def _check_combination(parts: TextParts, combination: Combination) -> None:
     rule, normalize = combination.rule, combination.normalize
     task = parts.task
+    if rule in (STACK, FEATURES):
+        if parts.spec.name != TEXT_CLASSIFICATION:
+            raise UsageError(
+                f"a second stage reads what classifiers of texts give, and {parts.source.given} "
+                f"does {parts.spec.name}",
+                fix=f"Give checkpoints for {TEXT_CLASSIFICATION}",
+            )
+        return
     numbers = task.problem == REGRESSION
     if parts.spec.name == FEATURE_EXTRACTION and rule not in (MEAN, WEIGHTED):
         raise UsageError(f"embeddings are not combined by '{rule}'", fix="Choose mean or weighted")

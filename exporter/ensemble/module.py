@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tfc.ensemble import HEADS
+from tfc.ensemble import FEATURES, HEADS
 from tfc.exporter.ensemble.combine import Combined
+from tfc.exporter.ensemble.stacked import Features, Stacked
 from tfc.exporter.tasks import FEATURE_EXTRACTION
 from tfc.manifest import Ensemble, Member, Task
 from tfc.runtime.tasks.classification import SINGLE_LABEL
+from tfc.stage import SecondStage, stage_order
 
 
 class EnsembleOf(torch.nn.Module):
@@ -89,7 +91,11 @@ class Concatenated(torch.nn.Module):
 
 
 def ensemble_module(
-    ensemble: Ensemble, task: Task, members: Sequence[torch.nn.Module], names: Sequence[str]
+    ensemble: Ensemble,
+    task: Task,
+    members: Sequence[torch.nn.Module],
+    names: Sequence[str],
+    stage: SecondStage | None = None,
 ) -> EnsembleOf:
     """The ensemble that a manifest describes.
 
@@ -98,6 +104,7 @@ def ensemble_module(
         task: the labels of the whole.
         members: the models, in the order of `ensemble.members`.
         names: the graph's inputs, in order.
+        stage: the second stage, with the rule `stack`.
     """
     combination: torch.nn.Module
     if ensemble.rule == HEADS:
@@ -105,8 +112,15 @@ def ensemble_module(
     elif task.name == FEATURE_EXTRACTION:
         combination = Concatenated([m.weight for m in ensemble.members])
     else:
-        orders = [_order(task.labels, member) for member in ensemble.members]
-        combination = Combined(ensemble, task.problem or SINGLE_LABEL, orders)
+        labels, problem = ensemble.members[0].labels, task.problem or SINGLE_LABEL
+        orders = [_order(labels, member) for member in ensemble.members]
+        if stage is not None:
+            order = stage_order(stage, len(members), labels, problem)
+            combination = Stacked(Features(stage.reads, problem, orders), stage, order)
+        elif ensemble.rule == FEATURES:
+            combination = Features(ensemble.normalize, problem, orders)
+        else:
+            combination = Combined(ensemble, problem, orders)
     takes = [member.inputs for member in ensemble.members]
     module = EnsembleOf(members, takes, names, combination)
     module.eval()

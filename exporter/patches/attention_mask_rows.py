@@ -4,7 +4,8 @@ torch 2.13 exports `scaled_dot_product_attention` as `Attention` with its mask a
 standard lets a mask be broadcast. ONNX Runtime 1.31 broadcasts batch and heads, and refuses a mask
 whose rows are not as many as the queries. LayoutLM gives such a mask, and so does any model that
 builds `mask[:, None, None, :]` by hand. So it goes through an `Expand`, once for all blocks that
-share it. The values are the same, so the numbers are.
+share it and have as many queries: in a decoder a text may be read by itself and by another one.
+The values are the same, so the numbers are.
 """
 
 from __future__ import annotations
@@ -20,14 +21,26 @@ _RANK = 4
 
 def give_attention_masks_their_rows(model: ir.Model) -> None:
     """Correct every `Attention` on `[batch, heads, sequence, head_dim]`, in place."""
-    expanded: dict[ir.Value, ir.Value] = {}
+    expanded: dict[tuple[ir.Value, object], ir.Value] = {}
     for node in list(model.graph):
         mask = _mask_of_one_row(node)
         if mask is None:
             continue
-        if mask not in expanded:
-            expanded[mask] = _expanded(model, node, mask)
-        node.replace_input_with(_MASK, expanded[mask])
+        key = mask, _queries(node)
+        if key not in expanded:
+            expanded[key] = _expanded(model, node, mask)
+        node.replace_input_with(_MASK, expanded[key])
+
+
+def _queries(node: ir.Node) -> object:
+    """Something that is equal where blocks are known to have as many queries."""
+    query = node.inputs[_QUERY]
+    assert query is not None
+    assert query.shape is not None
+    size = query.shape[2]
+    if isinstance(size, int):
+        return size
+    return size.value if size.value is not None else query
 
 
 def _mask_of_one_row(node: ir.Node) -> ir.Value | None:

@@ -71,11 +71,30 @@ def same(first: ir.Value | None, second: ir.Value | None) -> bool:
     if one is None or other is None or one.op_type not in _REPEATED:
         return False
     alike = is_op(other, one.op_type, one.domain) and one.attributes == other.attributes
-    return (
-        alike
-        and len(one.inputs) == len(other.inputs)
-        and all(same(a, b) for a, b in zip(one.inputs, other.inputs, strict=True))
+    if (
+        not alike
+        or len(one.inputs) != len(other.inputs)
+        or not same(one.inputs[0], other.inputs[0])
+    ):
+        return False
+    return _same_axes(one, other) or all(
+        same(a, b) for a, b in zip(one.inputs[1:], other.inputs[1:], strict=True)
     )
+
+
+def _same_axes(one: ir.Node, other: ir.Node) -> bool:
+    """Whether two means of one value are over the same axes, counted from either end."""
+    if one.op_type != "ReduceMean" or len(one.inputs) < 2 or one.inputs[0] is None:
+        return False
+    shape, axes = one.inputs[0].shape, [constant(node.inputs[1]) for node in (one, other)]
+    if shape is None or any(given is None for given in axes):
+        return False
+    first, second = (
+        {int(axis) % len(shape) for axis in given.reshape(-1)}
+        for given in axes
+        if given is not None
+    )
+    return first == second
 
 
 def square_of(value: ir.Value | None) -> ir.Value | None:

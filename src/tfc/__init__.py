@@ -15,25 +15,28 @@ if TYPE_CHECKING:
     from tfc.errors import TfcError
     from tfc.runtime.jobs import run_job
     from tfc.runtime.session import Session
-    from tfc.steps.bench import bench
+    from tfc.steps.benchmark.bench import bench
     from tfc.steps.build import build_engine
     from tfc.steps.export_module import export, export_module
     from tfc.steps.optimize import optimize
     from tfc.steps.report import report
-    from tfc.steps.verify import verify
+    from tfc.steps.stack import second_stage, stack_features
+    from tfc.steps.verification.verify import verify
 
 _WHERE = {
     "Artifact": "tfc.artifact",
     "Session": "tfc.runtime.session",
     "TfcError": "tfc.errors",
-    "bench": "tfc.steps.bench",
+    "bench": "tfc.steps.benchmark.bench",
     "build_engine": "tfc.steps.build",
     "export": "tfc.steps.export_module",
     "export_module": "tfc.steps.export_module",
     "optimize": "tfc.steps.optimize",
     "report": "tfc.steps.report",
     "run_job": "tfc.runtime.jobs",
-    "verify": "tfc.steps.verify",
+    "second_stage": "tfc.steps.stack",
+    "stack_features": "tfc.steps.stack",
+    "verify": "tfc.steps.verification.verify",
 }
 
 __all__ = [
@@ -47,6 +50,8 @@ __all__ = [
     "optimize",
     "report",
     "run_job",
+    "second_stage",
+    "stack_features",
     "verify",
 ]
 

@@ -36,6 +36,8 @@ from tfc.manifest_json import manifest_from_json, manifest_to_json
 
 MANIFEST = "tfc.json"
 TOKENIZER = "tokenizer/tokenizer.json"
+# The second stage of a stack of models.
+STAGE = "stage.json"
 SAMPLES = "samples.jsonl"
 SAMPLE_FILES = "samples"
 VERIFY_REPORT = "reports/verify.json"

@@ -7,6 +7,7 @@ mean      the mean of the members
 weighted  the mean with a weight for each member
 vote      the share of the members that choose the label; ties go to the higher mean
 max       the most that any member gives
+stack     what a second stage makes of what all members give (`tfc.stage`)
 ========  =====================================================================================
 """
 
@@ -19,10 +20,13 @@ from dataclasses import dataclass
 
 from tfc.errors import UsageError
 from tfc.manifest import Ensemble
+from tfc.stage import SecondStage
 
-MEAN, WEIGHTED, VOTE, MAX = RULES = ("mean", "weighted", "vote", "max")
+MEAN, WEIGHTED, VOTE, MAX, STACK = RULES = ("mean", "weighted", "vote", "max", "stack")
 # Not a combination: each model has an output of its own.
 HEADS = "heads"
+# No combination either: what a second stage is fitted on.
+FEATURES = "features"
 SOFTMAX, ZSCORE, TEMPERATURE = NORMALIZATIONS = ("softmax", "zscore", "temperature")
 
 
@@ -30,14 +34,15 @@ SOFTMAX, ZSCORE, TEMPERATURE = NORMALIZATIONS = ("softmax", "zscore", "temperatu
 class Combination:
     """A rule, with the weight and the temperature of each member.
 
-    `weights` sum to 1. `normalize` is empty where the caller left it open. A member's logits are
-    divided by its temperature.
+    `weights` sum to 1. `normalize` is empty where the caller left it open, and with the rule
+    `stack` what `stage` reads. A member's logits are divided by its temperature.
     """
 
     rule: str
     normalize: str
     weights: tuple[float, ...]
     temperatures: tuple[float, ...]
+    stage: SecondStage | None = None
 
 
 def combination_of(
@@ -47,6 +52,7 @@ def combination_of(
     weights: Sequence[float] | None = None,
     normalize: str | None = None,
     temperatures: Sequence[float] | None = None,
+    stage: SecondStage | None = None,
 ) -> Combination:
     """The combination of so many members that a call asks for.
 
@@ -56,6 +62,7 @@ def combination_of(
         weights: a weight above 0 for each member, for the rule `weighted`.
         normalize: one of `NORMALIZATIONS`.
         temperatures: a temperature above 0 for each member, for `temperature`.
+        stage: the second stage, for the rule `stack`.
 
     Raises:
         UsageError: there is no such rule, or the arguments do not fit each other.
@@ -72,6 +79,7 @@ def combination_of(
             "an ensemble has two members or more, and one checkpoint was given",
             fix="Give the others too, or leave --ensemble out",
         )
+    _check_stage(rule, stage, normalize)
     _check_together("weights", weights, "--ensemble weighted", rule == WEIGHTED)
     _check_together(
         "temperature", temperatures, "--normalize temperature", normalize == TEMPERATURE
@@ -80,10 +88,21 @@ def combination_of(
     total = math.fsum(shares)
     return Combination(
         rule,
-        normalize or "",
+        stage.reads if stage is not None else normalize or "",
         tuple(share / total for share in shares),
         _numbers("temperature", temperatures, members),
+        stage,
     )
+
+
+def features_of(members: int, reads: str) -> Combination:
+    """What a second stage over so many members is fitted on.
+
+    Raises:
+        UsageError: there are fewer than two members.
+    """
+    each = combination_of(members, MEAN)
+    return Combination(FEATURES, reads, each.weights, each.temperatures)
 
 
 _HEAD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -133,7 +152,12 @@ def nothing_combines(checkpoints: int) -> UsageError:
 
 def ensemble_summary(ensemble: Ensemble) -> str:
     """`weighted (0.5, 0.3, 0.2) of 3 models, softmax`."""
-    rule, members = ensemble.rule, ensemble.members
+    rule, members, stage = ensemble.rule, ensemble.members, ensemble.stage
+    if stage is not None:
+        reads = f", which reads {ensemble.normalize}" if ensemble.normalize else ""
+        return (
+            f"stack of {len(members)} models under {stage.kind}{reads}, {stage.parameters} weights"
+        )
     if rule == HEADS:
         return f"{len(members)} models, each with an output of its own"
     if rule == WEIGHTED:
@@ -142,6 +166,25 @@ def ensemble_summary(ensemble: Ensemble) -> str:
     if how == TEMPERATURE:
         how += f" ({', '.join(f'{member.temperature:.3g}' for member in members)})"
     return f"{rule} of {len(members)} models" + (f", {how}" if how else "")
+
+
+def _check_stage(rule: str, stage: SecondStage | None, normalize: str | None) -> None:
+    """A second stage belongs to the rule `stack`, and says itself what it reads."""
+    if rule == STACK and stage is None:
+        raise UsageError(
+            "--ensemble stack needs a second stage",
+            fix="Give its file, which tfc.second_stage(fitted).save writes: --stack stage.json",
+        )
+    if rule != STACK and stage is not None:
+        raise UsageError(
+            "--stack is read with --ensemble stack only",
+            fix="Add --ensemble stack, or leave --stack out",
+        )
+    if rule == STACK and normalize is not None:
+        raise UsageError(
+            "--normalize is not read with --ensemble stack: the second stage says what it reads",
+            fix="Leave --normalize out, and choose with tfc.second_stage(fitted, reads='logits')",
+        )
 
 
 def _check_together(name: str, values: Sequence[float] | None, option: str, chosen: bool) -> None:

@@ -145,6 +145,15 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """The second stage of a stack: the class that it was made from, its size, and its file."""
+
+    kind: str
+    parameters: int
+    file: str
+
+
+@dataclass(frozen=True)
 class Ensemble:
     """Several models in one graph, whose combination is its output (`tfc.ensemble`).
 
@@ -152,12 +161,15 @@ class Ensemble:
 
     Where members have other tokenizers than the first one, `preprocess` has those: the n-th of
     them, from 0 on, gives the inputs whose names end in `_<n + 2>`.
+
+    With the rule `stack` the members are combined by `stage`, and `normalize` says what it reads.
     """
 
     rule: str
     normalize: str
     members: list[Member]
     preprocess: list[Preprocess] = field(default_factory=list)
+    stage: Stage | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pty
 import re
@@ -355,3 +356,34 @@ def test_run_as_a_module_and_as_a_script_are_the_same():
         pytest.skip("tfc is not installed as a script beside this interpreter")
     text = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
     assert text == tfc("--help").stdout
+
+
+def test_quiet_prints_json_errors_and_nothing_else(tiny_artifact: Path):
+    """Before or after the command's name; the next command of the same process prints again."""
+    runner = CliRunner()
+    shown = runner.invoke(cli, ["inspect", str(tiny_artifact)])
+    assert shown.exit_code == 0
+    assert "Signature" in shown.output
+    for arguments in (["-q", "inspect", str(tiny_artifact)], ["inspect", str(tiny_artifact), "-q"]):
+        assert runner.invoke(cli, arguments).output == ""
+    asked = runner.invoke(cli, ["inspect", str(tiny_artifact), "--quiet", "--json"])
+    assert json.loads(asked.output)["task"]["name"] == "text-classification"
+    failed = runner.invoke(cli, ["-q", "inspect", str(tiny_artifact / "none")])
+    assert failed.exit_code == 5
+    assert "there is no such folder" in failed.output
+    assert runner.invoke(cli, ["inspect", str(tiny_artifact)]).output == shown.output
+
+
+@pytest.mark.ort
+def test_export_and_report_for_machines(tiny_artifact: Path, tiny_checkpoint: Path, tmp_path: Path):
+    runner = CliRunner()
+    done = runner.invoke(cli, ["export", str(tiny_checkpoint), "-o", str(tiny_artifact), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["skipped"]
+    assert found["task"] == "text-classification"
+    assert 0 < found["parity"]["relative"] < 1e-5
+    assert found["bytes"] > 1e6
+    page = tmp_path / "report.html"
+    done = runner.invoke(cli, ["report", str(tiny_artifact), "-o", str(page), "--json"])
+    assert json.loads(done.stdout) == {"written": str(page)}

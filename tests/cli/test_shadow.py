@@ -15,7 +15,7 @@ import tfc
 from tfc.cli.run import command
 from tfc.errors import MissingPackage, UsageError
 from tfc.manifest import Graph, Signature
-from tfc.steps.shadow import Shadow
+from tfc.steps.verification.shadow import Shadow
 
 pytestmark = pytest.mark.ort
 ENGINE = "onnxruntime-fp32"

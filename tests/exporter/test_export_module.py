@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import run_tfc
-from handwritten import Encoder, TorchEncoder
+from handwritten import Encoder, TorchEncoder, TorchSeq2Seq, WrittenNorm
 from torch import Tensor, nn
 
 import tfc
@@ -119,6 +119,29 @@ def test_torchs_own_encoder_with_a_mask_of_booleans(tmp_path: Path) -> None:
     assert [spec.name for spec in signature.inputs] == ["padding", "x"]
     tfc.build_engine(done.artifact, backend="onnxruntime", allow_missed=True)
     assert tfc.verify(done.artifact).failed == []
+
+
+def fused(artifact: tfc.Artifact, target: str) -> dict[str, tuple[int, int]]:
+    """(found, expected) of each kind."""
+    counts = tfc.optimize(artifact, target).report["fusions"]
+    return {kind: (count["found"], count["expected"]) for kind, count in counts.items()}
+
+
+def test_torchs_own_encoder_and_decoder_as_they_are_by_default(tmp_path: Path) -> None:
+    """A mask that is looked at for being causal, and one that two kinds of blocks share."""
+    module = TorchSeq2Seq()
+    axes = {name: {0: "batch", 1: "sequence"} for name in ("source", "mask")}
+    axes["target"] = {0: "batch", 1: "target"}
+    given = (IDS, MASK, IDS[:, :5])
+    artifact = tfc.export(module, given, tmp_path / "a", dynamic_axes=axes).artifact
+    assert fused(artifact, "tensorrt") == {"attention": (3, 3), "add_layernorm": (5, 5)}
+    assert module.encoder.use_nested_tensor  # as it was
+
+
+def test_a_written_norm_and_a_mask_for_each_head(tmp_path: Path) -> None:
+    module = Encoder(style="a mask for each head", norm=WrittenNorm)
+    artifact = tfc.export(module, (IDS, MASK), tmp_path / "a", dynamic_axes=AXES).artifact
+    assert fused(artifact, "onnxruntime") == {"attention": (2, 2), "add_layernorm": (4, 4)}
 
 
 class Limited(nn.Module):

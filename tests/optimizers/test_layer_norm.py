@@ -9,6 +9,8 @@ import pytest
 
 from tfc.optimizers.raising.layer_norm import LayerNorm
 from tfc.optimizers.raising.rms_norm import RMSNorm
+from tfc.optimizers.reduced_axes import KeepReducedAxes
+from tfc.optimizers.shapes import InferShapes
 
 pytestmark = pytest.mark.ort
 
@@ -76,6 +78,12 @@ def norm(
         {"affine": "sc = Mul(scale, n)\n y = Add(bias, sc)"},
         {"division": "w = Mul(scale, d)\n n = Div(w, std)", "affine": "y = Add(n, bias)"},
         {"axes": np.array([2])},
+        {
+            "variance": "m2 = ReduceMean(x, third)\n d2 = Sub(x, m2)\n sq = Mul(d2, d2)\n"
+            " var = ReduceMean(sq, third)",
+            "third": np.array([2]),
+            "extra": ", int64[1] third",
+        },
         {"eps": np.array([1e-5], np.float32)},
     ],
 )
@@ -86,6 +94,28 @@ def test_it_fires(graphs, parts) -> None:
     assert graphs.attributes(fused, "LayerNormalization", "axis") == [-1]
     assert graphs.attributes(fused, "LayerNormalization", "epsilon") == [pytest.approx(1e-5)]
     assert [v.name for v in fused.graph[0].inputs] == ["x", "scale", "bias"]
+
+
+@pytest.mark.parametrize(
+    ("axis", "size", "changed"),
+    [(-1, "batch, sequence, one_row", 1), (2, "batch, sequence, one_row", 1),
+     (1, "batch, eight, one_row", 0), (-1, "batch, one_row, sequence", 0)],
+)  # fmt: skip
+def test_a_mean_that_gets_its_axis_back_keeps_it(graphs, axis, size, changed) -> None:
+    text = f"""g (float[batch,sequence,8] x, int64[1] axes, int64[1] one_row, int64[1] eight)
+    => (float[a,b,c] y) {{
+      batch = Shape<start=0, end=1>(x)
+      sequence = Shape<start=1, end=2>(x)
+      m = ReduceMean<keepdims=0>(x, axes)
+      size = Concat<axis=0>({size})
+      y = Reshape(m, size)
+    }}"""
+    constants = {"axes": np.array([axis]), "one_row": np.array([1]), "eight": np.array([8])}
+    model = graphs.model(text, **constants)
+    InferShapes().apply(model)
+    assert KeepReducedAxes().apply(model).changed == changed
+    means = [node for node in model.graph if node.op_type == "ReduceMean"]
+    assert [node.attributes["keepdims"].value for node in means] == [changed]
 
 
 def test_the_axis_may_be_an_attribute(graphs) -> None:

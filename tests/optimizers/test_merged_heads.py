@@ -62,6 +62,36 @@ def test_a_bias_per_head_is_split_as_the_scores_are(graphs, operands: str) -> No
     assert relative_difference(expected, outputs_of(model, feeds)) < 1e-6
 
 
+@pytest.mark.ort
+@pytest.mark.parametrize("operands", ["hidden, fill, product", "hidden, product, fill"])
+def test_a_mask_per_head_is_split_as_the_scores_are(graphs, operands: str) -> None:
+    import onnx_ir as ir
+
+    from tfc.optimizers.cleaning import Fold
+    from tfc.optimizers.executor import outputs_of, relative_difference
+
+    masked = (
+        "fill = Constant <value_float = -9.0> () hidden = Cast <to = 9> (bias3) "
+        f"scores = Where ({operands}) again = Shape (scores) same = Reshape (scores, again)"
+    )
+    text = GRAPH.replace("scores = Add (OPERANDS)", masked).replace(
+        "(scores)\n  y3", "(same)\n  y3"
+    )
+    # Exporters say how long the merged axis is; inference tells it for a fixed batch only.
+    model = ir.from_onnx_text(text.replace("batch", "3"))
+    given = feed(np.random.default_rng(0))
+    feeds = [{**given, "bias": (given["bias"] > 0).astype(np.float32)}]
+    expected = outputs_of(model, feeds)
+    Fold().apply(model)
+    InferShapes().apply(model)
+    assert SplitMergedHeads().apply(model).changed > 0
+    chosen = next(node for node in model.graph if node.op_type == "Where")
+    assert str(chosen.outputs[0].shape) == "[3,2,sequence,sequence]"
+    softmax = next(node for node in model.graph if node.op_type == "Softmax")
+    assert softmax.inputs[0] is chosen.outputs[0]
+    assert relative_difference(expected, outputs_of(model, feeds)) < 1e-6
+
+
 SEQUENCE_FIRST = """
 <ir_version: 11, opset_import: ["" : 23]>
 first (float[sequence,batch,8] q, float[sequence,batch,8] k, float[sequence,batch,8] v)

@@ -19,10 +19,10 @@ from tfc.errors import BadData, BadInput, UsageError
 from tfc.runtime.backends.base import Range
 from tfc.runtime.cores import busy_share
 from tfc.runtime.throughput import BLOCKS, Workload, measure
-from tfc.steps.bench_contestants import opened, other_entries
-from tfc.steps.bench_start import start_ups
-from tfc.steps.bench_workloads import Sizes, flops_of_rows, full_batch, grid_workloads
-from tfc.steps.matmul_peak import SIZE, matmul_peak
+from tfc.steps.benchmark.contestants import opened, other_entries
+from tfc.steps.benchmark.matmul_peak import SIZE, matmul_peak
+from tfc.steps.benchmark.start import start_ups
+from tfc.steps.benchmark.workloads import Sizes, flops_of_rows, full_batch, grid_workloads
 from tfc.steps.record import no_progress
 
 EMPTY: dict[str, Any] = {}

@@ -18,8 +18,8 @@ from click.testing import CliRunner
 import tfc
 from tfc.cli.verify import command
 from tfc.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from tfc.steps.bisect_report import Found
-from tfc.steps.verify_report import VerifyResult
+from tfc.steps.bisection.report import Found
+from tfc.steps.verification.report import VerifyResult
 
 pytestmark = pytest.mark.ort
 
@@ -272,7 +272,7 @@ def test_a_fault_that_hides_when_it_is_watched(
     tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = FusingWrongly()
-    monkeypatch.setattr("tfc.steps.bisect_engine.backend", lambda name: wrong)
+    monkeypatch.setattr("tfc.steps.bisection.engine.backend", lambda name: wrong)
     monkeypatch.setattr("tfc.runtime.engine.backend", lambda name: wrong)
     result = tfc.verify(tiny_artifact, bisect=True)
     place = the_place(result)
@@ -302,7 +302,7 @@ def test_an_overflow_of_fp16_in_the_graph_of_a_plan_that_does_not_run_here(
     tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    import tfc.steps.verify as room
+    import tfc.steps.verification.verify as room
 
     original = room.reference_from_artifact
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import tfc
+from tfc.cli import cli
 from tfc.errors import ContractNotReached
 from tfc.optimizers.executor import outputs_of
 from tfc.optimizers.precision.half import half_from_fp32
@@ -151,3 +155,37 @@ def test_what_overflows_in_fp16_is_kept_in_fp32(tmp_path: Path) -> None:
     naive, _ = half_from_fp32(ir.load(artifact.file("optimized/tensorrt/model.onnx")))
     outputs = outputs_of(naive, probe_feeds(artifact, "model"))
     assert not all(np.isfinite(found["logits"]).all() for found in outputs)
+
+
+@pytest.mark.rtx
+@needs_rtx
+def test_a_plan_for_chosen_gpus(tiny_artifact: Path) -> None:
+    """It is for them alone and is built anew for others; a CPU has none to choose."""
+    runner = CliRunner()
+    asked = ["build-engine", str(tiny_artifact), "--fp16", "--backend", "tensorrt-rtx", "--json"]
+
+    def built(*more: str) -> dict[str, Any]:
+        done = runner.invoke(cli, [*asked, *more])
+        assert done.exit_code == 0, done.output
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    chosen = built("--sm", "89,12.0")
+    assert chosen["engine"] == "tensorrt-rtx-fp16"
+    assert chosen["hardware"] == "compute capability 8.9, 12.0"
+    assert not chosen["skipped"]
+    assert built("--sm", "8.9,120")["skipped"]
+    anywhere = built()
+    assert not anywhere["skipped"]
+    assert anywhere["hardware"].startswith("compute capability 8.0, 8.6, 8.9, 12.0 and later")
+    wrong = runner.invoke(cli, [*asked, "--sm", "9.0"])
+    assert wrong.exit_code == 2
+    assert "TensorRT-RTX cannot build for compute capability 9.0" in wrong.output
+    unread = runner.invoke(cli, [*asked, "--sm", "ada"])
+    assert "'ada' is not a compute capability, e.g. 8.9 or 89" in unread.output
+    cpu = ["build-engine", str(tiny_artifact), "--backend", "onnxruntime", "--sm", "89"]
+    refused = runner.invoke(cli, cpu)
+    assert refused.exit_code == 2
+    assert (
+        "for the backend tensorrt-rtx only: ONNX Runtime runs the graph as it is" in refused.output
+    )

@@ -24,16 +24,16 @@ from tfc.optimizers.graph import constant
 from tfc.optimizers.precision.int8.ranges import Range
 from tfc.runtime.backends import why_no_kernels
 from tfc.runtime.backends.base import Availability
-from tfc.steps import calibration, int8_speed
-from tfc.steps.agreement import agreement_of, too_many_differ
-from tfc.steps.calibration import calibration_file, movement
 from tfc.steps.flops import Product
-from tfc.steps.int8_accuracy import Accuracy
-from tfc.steps.int8_notes import int8_notes
-from tfc.steps.int8_prepare import int8_step
-from tfc.steps.int8_search import Bench
+from tfc.steps.int8 import calibration, speed
+from tfc.steps.int8.accuracy import Accuracy
+from tfc.steps.int8.calibration import calibration_file, movement
+from tfc.steps.int8.notes import int8_notes
+from tfc.steps.int8.prepare import int8_step
+from tfc.steps.int8.search import Bench
 from tfc.steps.optimize import optimized_file
 from tfc.steps.precision_audit import check_precision, judge_products
+from tfc.steps.verification.agreement import agreement_of, too_many_differ
 
 pytestmark = pytest.mark.ort
 needs_rtx = pytest.mark.skipif(
@@ -110,7 +110,7 @@ def test_a_model_that_generates_is_refused(make_artifact: Any, rows: Path) -> No
 def test_a_cpu_engine_in_the_faster_form(
     tiny_artifact: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(int8_speed, "_SECONDS", 0.05)
+    monkeypatch.setattr(speed, "_SECONDS", 0.05)
     arguments = ["build-engine", str(tiny_artifact), "--int8", "--calib", str(rows)]
     more = ["--backend", "onnxruntime", "--label-column", "label", "--max-drop", "20%"]
     ended = CliRunner().invoke(cli, [*arguments, *more], env={"COLUMNS": "80"})

@@ -19,7 +19,7 @@ import tfc
 from tfc.cli import cli as group
 from tfc.errors import BadData
 from tfc.steps.cases import sample_texts
-from tfc.steps.task_metrics import drop_reasons
+from tfc.steps.verification.task_metrics import drop_reasons
 
 pytestmark = pytest.mark.ort
 ENGINE = "onnxruntime-fp32"

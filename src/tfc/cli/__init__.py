@@ -51,20 +51,20 @@ class LazyGroup(click.Group):
     def __init__(self, *args: Any, table: dict[str, Entry], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.table = table
-        self.params.append(_debug_option())
+        self.params += [_quiet_option(), _debug_option()]
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of the commands, in the order of the table."""
         return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one command; it takes `--debug` too, after its name."""
+        """Import and return one command; it takes `--debug` and `--quiet` too, after its name."""
         entry = self.table.get(cmd_name)
         if entry is None:
             return None
         command = entry.load()
         if not any("--debug" in option.opts for option in command.params):
-            command.params.append(_debug_option(hidden=True))
+            command.params += [_quiet_option(hidden=True), _debug_option(hidden=True)]
         return command
 
     def resolve_command(
@@ -96,6 +96,23 @@ class LazyGroup(click.Group):
 
             ctx.exit(report(error, debug=ctx.meta.get(_DEBUG, False)))
         return result
+
+
+def _quiet_option(hidden: bool = False) -> click.Option:
+    def hush(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            from tfc.cli.console import quiet
+
+            ctx.with_resource(quiet())
+
+    return click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        expose_value=False,
+        callback=hush,
+        hidden=hidden,
+        help="Print nothing but errors, warnings, and what --json asks for.",
+    )
 
 
 def _debug_option(hidden: bool = False) -> click.Option:

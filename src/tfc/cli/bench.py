@@ -102,8 +102,8 @@ def command(
     from tfc.artifact import BENCH_REPORT, Artifact
     from tfc.cli.bench_display import show_bench
     from tfc.errors import UsageError
-    from tfc.steps.bench import bench
-    from tfc.steps.bench_workloads import TextFile
+    from tfc.steps.benchmark.bench import bench
+    from tfc.steps.benchmark.workloads import TextFile
 
     if forms and no_pytorch:
         raise UsageError(

@@ -9,7 +9,7 @@ from rich.table import Table
 from tfc.cli.console import err, human_bytes, human_count, human_seconds, out, printable, table
 from tfc.runtime.batching import padding_waste
 from tfc.runtime.throughput import Cell
-from tfc.steps.bench import BenchResult
+from tfc.steps.benchmark.bench import BenchResult
 
 # The report has p90 and p95 too; 80 columns have no room for them.
 _COLUMNS = (">seq/s", ">tok/s", ">p50", ">p99", ">±", ">MFU", ">ratio")

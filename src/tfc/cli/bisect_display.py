@@ -8,9 +8,9 @@ from shlex import quote
 from rich.text import Text
 
 from tfc.cli.console import facts, out, printable, table
-from tfc.steps.bisect_report import ACCUMULATED, NOT_RUN, SUBGRAPH, Bisection, Found, StageGap
-from tfc.steps.reproducer import Reproducer
-from tfc.steps.verify_report import VerifyResult
+from tfc.steps.bisection.report import ACCUMULATED, NOT_RUN, SUBGRAPH, Bisection, Found, StageGap
+from tfc.steps.bisection.reproducer import Reproducer
+from tfc.steps.verification.report import VerifyResult
 
 _STAGES = {
     "export": "the exported graph",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,15 +12,18 @@ import click
 
 from tfc.cli.console import facts, human_bytes, human_seconds, out, progress
 from tfc.cli.options import (
+    CapabilityList,
     Percent,
     SizeRange,
     allow_missed_option,
     artifact_argument,
+    json_option,
     passes_option,
 )
 
 if TYPE_CHECKING:
-    from tfc.manifest import Engine
+    from tfc.manifest import Engine, Manifest
+    from tfc.steps.build import BuildResult
 
 
 @click.command("build-engine")
@@ -39,6 +44,15 @@ if TYPE_CHECKING:
     "sequence",
     type=SizeRange(),
     help="Lengths in tokens to build for.  [default: 1:128:longest text]",
+)
+@click.option(
+    "--sm",
+    "compute_capabilities",
+    type=CapabilityList(),
+    metavar="LIST",
+    default=(),
+    help="Compute capabilities to build for ahead of time, e.g. 89,120.  [default: all that share"
+    " a plan]",
 )
 @click.option(
     "--calib",
@@ -78,6 +92,7 @@ if TYPE_CHECKING:
 )
 @allow_missed_option
 @passes_option
+@json_option
 def command(
     artifact: str,
     fp16: bool,
@@ -86,6 +101,7 @@ def command(
     backend: str,
     batch: tuple[int, int, int] | None,
     sequence: tuple[int, int, int] | None,
+    compute_capabilities: tuple[str, ...],
     calib: str | None,
     calib_method: str | None,
     calib_limit: int | None,
@@ -96,6 +112,7 @@ def command(
     int8_form: str | None,
     allow_missed: bool,
     passes: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Compile the graph into an engine.
 
@@ -126,6 +143,7 @@ def command(
             backend=backend,
             batch=batch,
             sequence=sequence,
+            compute_capabilities=compute_capabilities,
             calib=calib,
             calib_method=calib_method,
             calib_limit=calib_limit,
@@ -138,9 +156,33 @@ def command(
             passes=passes,
             on_progress=lambda what, done, total: report(done, total, what),
         )
+    if as_json:
+        click.echo(json.dumps(_as_json(result), indent=2, ensure_ascii=False))
+        return
+    title = (
+        f"Engine {result.name} is up to date"
+        if result.skipped
+        else f"Built engine {result.name} in {human_seconds(time.perf_counter() - begun)}"
+    )
+    out.print(facts(title, _rows(opened.manifest, result)))
+
+
+def _as_json(result: BuildResult) -> dict[str, Any]:
+    """What was built, for machines."""
+    return {
+        "engine": result.name,
+        "why": result.why,
+        "skipped": result.skipped,
+        "notes": list(result.notes),
+        **dataclasses.asdict(result.engine),
+    }
+
+
+def _rows(manifest: Manifest, result: BuildResult) -> dict[str, str]:
+    """The lines of what was built."""
     engine = result.engine
     files = engine.files.values()
-    size = sum(opened.manifest.files[file].bytes for file in files)
+    size = sum(manifest.files[file].bytes for file in files)
     rows = {
         "backend": result.why,
         "file": f"{', '.join(files)}, {human_bytes(size)}",
@@ -149,7 +191,7 @@ def command(
         "profile": ", ".join(
             f"{axis} {':'.join(map(str, sizes))}" for axis, sizes in engine.profile.items()
         ),
-        "fusions": _fusions(opened.manifest, result.engine.backend),
+        "fusions": _fusions(manifest, engine.backend),
     }
     if "kernels" in engine.audit:
         rows["kernels"] = kernel_summary(engine.audit)
@@ -157,12 +199,7 @@ def command(
         rows["precision"] = precision_summary(engine.audit["precision"])
     for number, note in enumerate(result.notes):
         rows["note" + " " * number] = note
-    title = (
-        f"Engine {result.name} is up to date"
-        if result.skipped
-        else f"Built engine {result.name} in {human_seconds(time.perf_counter() - begun)}"
-    )
-    out.print(facts(title, rows))
+    return rows
 
 
 def _state(engine: Engine) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -98,12 +98,32 @@ def facts(title: str, rows: Mapping[str, str]) -> Table:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """While the block runs, `out` prints nothing, and nothing shows what is under way."""
+    out.quiet = True
+    try:
+        yield
+    finally:
+        out.quiet = False
+
+
+@contextmanager
+def working(on: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is under way; yields the function that changes it."""
+    if out.quiet:
+        yield lambda what: None
+        return
+    with err.status(on) as status:
+        yield status.update
+
+
+@contextmanager
 def progress(description: str) -> Iterator[Progress]:
     """A bar on stderr while the block runs; yields the function to call with (done, total).
 
-    Nothing is shown where stderr is not a terminal.
+    Nothing is shown where stderr is not a terminal, nor when all is to be quiet.
     """
-    if not err.is_terminal:
+    if not err.is_terminal or out.quiet:
         yield _silent
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

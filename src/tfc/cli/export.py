@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfc.cli.console import err, facts, human_bytes, human_count, human_seconds, out
-from tfc.cli.options import NumberList
+from tfc.cli.console import facts, human_bytes, human_count, human_seconds, out, working
+from tfc.cli.options import NumberList, json_option
 from tfc.ensemble import NORMALIZATIONS, RULES, ensemble_summary, nothing_combines
 from tfc.errors import UsageError
 from tfc.manifest import MODEL, Checkpoint, Manifest, TensorSpec
+
+if TYPE_CHECKING:
+    from tfc.steps.export import ExportResult
 
 
 class ExportCommand(click.Command):
@@ -70,8 +74,8 @@ OPSET = 23
 @click.option(
     "--ensemble",
     type=click.Choice(RULES),
-    help="Combine several checkpoints: the mean of what they say, a weighted one, a vote, or the "
-    "most that any says.",
+    help="Combine several checkpoints: the mean of what they say, a weighted one, a vote, the "
+    "most that any says, or what a second stage makes of it.",
 )
 @click.option(
     "--weights", type=NumberList(), metavar="W,W,…", help="A weight for each, for weighted."
@@ -89,6 +93,11 @@ OPSET = 23
     help="What each one's logits are divided by, for --normalize temperature.",
 )
 @click.option(
+    "--stack",
+    metavar="FILE",
+    help="The second stage for stack, which tfc.second_stage(fitted).save(FILE) wrote.",
+)
+@click.option(
     "--heads",
     metavar="NAME,NAME,…",
     help="Keep an output for each of several classifiers of the same text, with these names.",
@@ -100,6 +109,7 @@ OPSET = 23
 @click.option(
     "--allow-pickle", is_flag=True, help="Read weights that are pickles. A pickle can run code."
 )
+@json_option
 def command(
     checkpoints: tuple[str, ...],
     output: str,
@@ -112,10 +122,12 @@ def command(
     weights: tuple[float, ...] | None,
     normalize: str | None,
     temperature: tuple[float, ...] | None,
+    stack: str | None,
     heads: str | None,
     overwrite: bool,
     trust_remote_code: bool,
     allow_pickle: bool,
+    as_json: bool,
 ) -> None:
     """Turn a checkpoint into an artifact.
 
@@ -128,7 +140,12 @@ def command(
     from tfc.steps.export_module import export
 
     single = {"base": base, "revision": revision, "tokenizer": not no_tokenizer}
-    combined = {"weights": weights, "normalize": normalize, "temperature": temperature}
+    combined = {
+        "weights": weights,
+        "normalize": normalize,
+        "temperature": temperature,
+        "stack": stack,
+    }
     if ensemble is None:
         _refuse(combined, "is read with --ensemble only")
         if len(checkpoints) > 1 and heads is None:
@@ -143,7 +160,7 @@ def command(
         if heads is not None:
             own["heads"] = [name.strip() for name in heads.split(",")]
     begun = time.perf_counter()
-    with err.status("exporting") as status:
+    with working("exporting") as say:
         result = export(
             checkpoints[0] if own is single else checkpoints,
             output,
@@ -152,10 +169,13 @@ def command(
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
-            on_stage=status.update,
+            on_stage=say,
             **own,
         )
     manifest = result.artifact.manifest
+    if as_json:
+        click.echo(json.dumps(_as_json(result), indent=2, ensure_ascii=False))
+        return
     if result.skipped:
         out.print(f"{output} is up to date: same checkpoint, options and versions")
         return
@@ -177,6 +197,20 @@ def command(
     )
     rows["size"] = human_bytes(sum(record.bytes for record in manifest.files.values()))
     out.print(facts(f"Exported to {output} in {human_seconds(time.perf_counter() - begun)}", rows))
+
+
+def _as_json(result: ExportResult) -> dict[str, Any]:
+    """What was made, for machines; all of it stands in the manifest."""
+    manifest = result.artifact.manifest
+    return {
+        "artifact": str(result.artifact.path),
+        "skipped": result.skipped,
+        "task": manifest.task.name,
+        "labels": manifest.task.labels,
+        "parity": manifest.steps[0].result["parity"],
+        "seconds": manifest.steps[0].seconds,
+        "bytes": sum(record.bytes for record in manifest.files.values()),
+    }
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:

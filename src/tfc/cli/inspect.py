@@ -281,9 +281,9 @@ def _engine(artifact: Artifact, name: str, engine: Engine) -> dict[str, str]:
 
 def _int8(artifact: Artifact, engine: Engine) -> str:
     """What int8 keeps of the accuracy, where it is used, and what was left alone."""
-    from tfc.steps.int8_notes import int8_notes
-    from tfc.steps.int8_options import INT8
-    from tfc.steps.int8_prepare import int8_steps
+    from tfc.steps.int8.notes import int8_notes
+    from tfc.steps.int8.options import INT8
+    from tfc.steps.int8.prepare import int8_steps
 
     if engine.precision != INT8:
         return ""

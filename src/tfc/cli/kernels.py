@@ -11,7 +11,7 @@ from rich.console import RenderableType
 
 from tfc.artifact import Artifact
 from tfc.cli.build_engine import fused_summary, precision_summary
-from tfc.cli.console import err, facts, human_bytes, printable, stdout_for_us, table
+from tfc.cli.console import facts, human_bytes, printable, stdout_for_us, table, working
 from tfc.kernel_report import KernelRecord, KernelReport, KernelSummary, summary_of
 from tfc.manifest import MODEL
 from tfc.steps.kernels import Before, compiled_engines, kernels_before, kernels_of_engine
@@ -61,7 +61,7 @@ def kernels_json(artifact: Artifact, names: tuple[str, ...], *, before: bool) ->
 
 
 def _before(artifact: Artifact, name: str) -> Before:
-    with err.status("compiling the unoptimized export"), stdout_for_us():
+    with working("compiling the unoptimized export"), stdout_for_us():
         return kernels_before(artifact, name)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tfc.cli.console import err, out, progress, table
+from tfc.cli.console import out, progress, table, working
 from tfc.cli.options import PassNames, allow_missed_option, pass_options
 from tfc.errors import EXIT_CONTRACT, UsageError
 
@@ -86,7 +86,7 @@ def _explain(
     from tfc.steps.explain import explain
 
     opened = source if isinstance(source, Path) else Artifact.open(source)
-    with err.status("asking every pass"):
+    with working("asking every pass"):
         opinions = explain(opened, target, place, **selection)
     if as_json:
         print(json.dumps([vars(opinion) for opinion in opinions], indent=2))

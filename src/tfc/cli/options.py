@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
     _ListType = click.ParamType[tuple[int, ...]]
     _ShareType = click.ParamType[float]
     _NumbersType = click.ParamType[tuple[float, ...]]
+    _NamesType = click.ParamType[tuple[str, ...]]
 else:  # generic in recent versions of click only
-    _RangeType = _ListType = _ShareType = _NumbersType = click.ParamType
+    _RangeType = _ListType = _ShareType = _NumbersType = _NamesType = click.ParamType
 
 
 class SizeRange(_RangeType):
@@ -77,6 +79,26 @@ class NumberList(_NumbersType):
             self.fail(f"'{value}' is not a list of numbers, e.g. 0.5,0.3,0.2", param, ctx)
 
 
+class CapabilityList(_NamesType):
+    """`89,120` or `8.9,12.0`: compute capabilities, as `8.9`."""
+
+    name = "capabilities"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """One or more, each once."""
+        if isinstance(value, tuple):
+            return value
+        found = []
+        for part in str(value).split(","):
+            match = re.fullmatch(r"(\d+)\.?(\d)", part.strip())
+            if match is None:
+                self.fail(f"'{part}' is not a compute capability, e.g. 8.9 or 89", param, ctx)
+            found.append(f"{match[1]}.{match[2]}")
+        return tuple(dict.fromkeys(found))
+
+
 class Percent(_ShareType):
     """`0.5%`: a share, as a float. Without the sign nobody could tell 0.5 % from a half."""
 
@@ -101,6 +123,13 @@ class Percent(_ShareType):
 def artifact_argument(function: Command) -> Command:
     """The artifact that the command works on."""
     return click.argument("artifact", metavar="ARTIFACT")(function)
+
+
+def json_option(function: Command) -> Command:
+    """Print for machines."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(
+        function
+    )
 
 
 def engine_option(function: Command) -> Command:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from tfc.cli.console import out
-from tfc.cli.options import artifact_argument
+from tfc.cli.options import artifact_argument, json_option
 
 
 @click.command("report")
@@ -17,7 +19,8 @@ from tfc.cli.options import artifact_argument
     metavar="FILE",
     help="A .html or .md file.  [default: reports/report.html in the artifact]",
 )
-def command(artifact: str, output: str | None) -> None:
+@json_option
+def command(artifact: str, output: str | None, as_json: bool) -> None:
     """Write a page about an artifact: parity, speed, fusions, precision.
 
     The HTML page is one file that needs no network; it is also made to be printed. Markdown is
@@ -25,4 +28,8 @@ def command(artifact: str, output: str | None) -> None:
     """
     from tfc.steps.report import report
 
-    out.print(f"written to {report(artifact, output)}", soft_wrap=True)
+    written = report(artifact, output)
+    if as_json:
+        click.echo(json.dumps({"written": str(written)}))
+        return
+    out.print(f"written to {written}", soft_wrap=True)

@@ -187,7 +187,7 @@ def command(
         watch = None
         if shadow is not None:
             from tfc.artifact import Artifact
-            from tfc.steps.shadow import Shadow
+            from tfc.steps.verification.shadow import Shadow
 
             watch = Shadow(Artifact.open(artifact), session.engine_name, shadow)
             job["on_rows"] = watch.see
@@ -213,7 +213,7 @@ def command(
     console = err if summary.output is None else out
     if as_json:
         click.echo(summary_json(summary, session.engine_name, drift), err=summary.output is None)
-    else:
+    elif not out.quiet:
         show_summary(summary, session.engine_name, console)
         if drift is not None:
             show_drift(drift, console)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfc.cli.console import err, human_count, human_seconds
+from tfc.cli.console import err, human_count, human_seconds, out
 from tfc.errors import BadData
 from tfc.runtime.batching import padding_waste
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tfc.runtime.jobs import JobSummary
     from tfc.runtime.jobs.progress import JobProgress
-    from tfc.steps.shadow import Drift
+    from tfc.steps.verification.shadow import Drift
 
 # Seconds between two progress events of --log-json: a night's job gives a log of some megabytes.
 _LOG_INTERVAL_S = 10.0
@@ -32,7 +32,7 @@ Report = Callable[["JobProgress"], None]
 @contextmanager
 def live() -> Iterator[Report]:
     """A bar on stderr with rates and the time that is left; nothing where that is no terminal."""
-    if not err.is_terminal:
+    if not err.is_terminal or out.quiet:
         yield _silent
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn

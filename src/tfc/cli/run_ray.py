@@ -70,7 +70,7 @@ def run_on_ray(
             output,
             ray_address=given["ray_address"],
             shard_rows=given["shard_rows"],
-            progress=err.is_terminal,
+            progress=err.is_terminal and not out.quiet,
         )
     if summary.verdict != "verified":
         err.print(
@@ -80,7 +80,7 @@ def run_on_ray(
         )
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary), default=str))
-    else:
+    elif not out.quiet:
         _show(summary)
     fail_on_bad_rows(on_error, summary.bad_rows, str(summary.output))
 

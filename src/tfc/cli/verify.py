@@ -91,7 +91,7 @@ def command(
     from tfc.artifact import VERIFY_REPORT, Artifact
     from tfc.cli.bisect_display import show_bisections
     from tfc.cli.verify_display import show_metrics, show_parity, show_relations
-    from tfc.steps.verify import verify
+    from tfc.steps.verification.verify import verify
 
     opened = Artifact.open(artifact)
     with progress("verifying") as report:

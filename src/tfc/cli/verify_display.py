@@ -5,11 +5,17 @@ from __future__ import annotations
 from rich.table import Table
 
 from tfc.cli.console import out, printable, table
-from tfc.steps.label_rows import MOST_NAMED, LeftOut
-from tfc.steps.relations import NOT_RUN as RELATION_NOT_RUN
-from tfc.steps.relations import Relation
-from tfc.steps.task_metrics import ChangedRow, EngineMetrics, Judge, points_text, value_text
-from tfc.steps.verify_report import EngineVerdict, VerifyResult
+from tfc.steps.verification.label_rows import MOST_NAMED, LeftOut
+from tfc.steps.verification.relations import NOT_RUN as RELATION_NOT_RUN
+from tfc.steps.verification.relations import Relation
+from tfc.steps.verification.report import EngineVerdict, VerifyResult
+from tfc.steps.verification.task_metrics import (
+    ChangedRow,
+    EngineMetrics,
+    Judge,
+    points_text,
+    value_text,
+)
 
 # So many rows are named under a table; the report names more.
 _FEW = 3

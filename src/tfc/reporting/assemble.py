@@ -6,6 +6,8 @@ from tfc.artifact import Artifact
 from tfc.cli.console import human_count
 from tfc.reporting.blocks import Report, Section, Table
 from tfc.reporting.pipeline import fusions_section, precision_section, steps_section
+from tfc.reporting.places import modules_section, relations_section
+from tfc.reporting.quantization import calibration_section
 from tfc.reporting.speed import lengths_section, speed_section
 from tfc.reporting.verdicts import engines_section, metrics_section, parity_section
 
@@ -17,11 +19,14 @@ def report_of_artifact(artifact: Artifact) -> Report:
     sections = (
         engines_section(artifact),
         parity_section(artifact),
+        relations_section(artifact),
+        modules_section(artifact),
         metrics_section(artifact),
         speed_section(artifact),
         lengths_section(artifact),
         fusions_section(artifact),
         precision_section(artifact),
+        calibration_section(artifact),
         steps_section(artifact),
         _environment(artifact),
     )

@@ -97,6 +97,16 @@ def latency_ranges(
     return _svg(written)
 
 
+def bars(values: Sequence[float], label: str, of: str) -> str:
+    """A bar for each value, in their order, on a log scale."""
+    with _drawing(2.2) as (_, axes, written):
+        axes.bar(range(len(values)), values, color=COLOURS[0])
+        axes.set_yscale("log")
+        axes.set_xlabel(of)
+        axes.set_ylabel(label)
+    return _svg(written)
+
+
 def histogram(counts: Mapping[int, int], label: str) -> str:
     """How often each number stands, as bars of equal width."""
     with _drawing(2.2) as (_, axes, written):
@@ -123,6 +133,25 @@ def errors(found: Mapping[str, tuple[float, float]]) -> str:
         axes.grid(axis="x")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[:2], labels[:2], loc="outside upper left", ncols=2, frameon=False)
+    return _svg(written)
+
+
+def errors_along(places: Sequence[str], found: Sequence[tuple[float, float]], label: str) -> str:
+    """A value and its limit at each of `places` in their order, on a log scale.
+
+    Places that are not named share the name of the one before them.
+    """
+    with _drawing(2.6) as (figure, axes, written):
+        values, limits = zip(*found, strict=True)
+        smallest = min((value for value in (*values, *limits) if value > 0), default=1.0)
+        shown = [max(value, smallest) for value in values]
+        axes.plot(limits, color="black", linewidth=1, label="allowed")
+        axes.plot(shown, ".-", color=COLOURS[0], linewidth=1, markersize=4, label="error")
+        named = [place for place, name in enumerate(places) if name]
+        axes.set_xticks(named, [places[place] for place in named])
+        axes.set_yscale("log")
+        axes.set_ylabel(label)
+        figure.legend(loc="outside upper left", ncols=2, frameon=False)
     return _svg(written)
 
 

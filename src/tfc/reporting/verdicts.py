@@ -10,7 +10,7 @@ from tfc.cli.console import human_bytes
 from tfc.reporting.blocks import Block, Chart, Note, Section, Table
 from tfc.reporting.charts import errors
 from tfc.runtime.selection import verdict_of
-from tfc.steps.task_metrics import points_text, value_text
+from tfc.steps.verification.task_metrics import points_text, value_text
 
 NOT_RUN = "not run"
 

@@ -14,13 +14,20 @@ from tfc.kernel_report import report_to_json
 from tfc.manifest import Engine, Graph, Step
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.backends import choose_backend, why_no_kernels
-from tfc.runtime.backends.base import Availability, Backend, Built, Inputs, Profile
-from tfc.steps.calibration_rows import check_reads_text
+from tfc.runtime.backends.base import (
+    Availability,
+    Backend,
+    BuildOptions,
+    Built,
+    Inputs,
+    Profile,
+)
 from tfc.steps.engine_audit import audit_engine, kernels_file
-from tfc.steps.int8 import convert_to_int8
-from tfc.steps.int8_forms import STATIC
-from tfc.steps.int8_notes import int8_notes
-from tfc.steps.int8_options import INT8, int8_options
+from tfc.steps.int8.convert import convert_to_int8
+from tfc.steps.int8.forms import STATIC
+from tfc.steps.int8.notes import int8_notes
+from tfc.steps.int8.options import INT8, int8_options
+from tfc.steps.int8.rows import check_reads_text
 from tfc.steps.optimize import optimize
 from tfc.steps.precision import convert
 from tfc.steps.precision_notes import pin_notes
@@ -58,6 +65,7 @@ def build_engine(
     backend: str = AUTO,
     batch: tuple[int, int, int] | None = None,
     sequence: tuple[int, int, int] | None = None,
+    compute_capabilities: Sequence[str] = (),
     calib: str | Path | None = None,
     calib_method: str | None = None,
     calib_limit: int | None = None,
@@ -79,6 +87,8 @@ def build_engine(
             runs here.
         batch: smallest, best and largest batch size.
         sequence: smallest, best and largest length in tokens.
+        compute_capabilities: the GPUs, as `8.9`, that TensorRT-RTX builds for ahead of time; all
+            that can share a plan if empty.
         calib: for int8, a JSONL file with a text per row like those that the model will read.
         calib_method: how ranges are found there: `min-max`, `percentile`, `entropy`, `mse`, or
             `auto` (if None) for the one that changes the output least.
@@ -125,6 +135,7 @@ def build_engine(
     if int8 is not None and chosen.name == _FIXED_RANGES and int8.form == AUTO:
         int8 = dataclasses.replace(int8, form=STATIC)
     available = chosen.availability()
+    build = BuildOptions(tuple(compute_capabilities), on_progress)
     profile = profile_of(artifact, batch, sequence)
     optimize(
         artifact,
@@ -146,7 +157,7 @@ def build_engine(
     files = {graph: f"engines/{name}/{graph}{chosen.suffix}" for graph in models}
     step = Step(
         name=f"build-engine:{name}",
-        options={"profile": profile.as_json(), "allow_missed": allow_missed},
+        options={"profile": profile.as_json(), "allow_missed": allow_missed, **_for_gpus(build)},
         inputs={model: artifact.sha256(model) for model in models.values()},
         outputs=[*files.values(), *filter(None, [kernels_file(chosen, name)])],
         versions={chosen.name: available.version, "hardware": available.hardware},
@@ -158,9 +169,15 @@ def build_engine(
         engine = artifact.manifest.engines[name]
         return BuildResult(artifact, name, engine, why, notes, skipped=True)
     on_progress(f"building with {chosen.name}", 0, 1)
-    plan = _Plan(models, files, profile, precision)
+    plan = _Plan(models, files, profile, precision, build)
     engine, more = _build(artifact, chosen, available, step, plan)
     return BuildResult(artifact, name, engine, why, notes + more, skipped=False)
+
+
+def _for_gpus(build: BuildOptions) -> dict[str, list[str]]:
+    """What the step's record says of chosen GPUs; nothing where none were."""
+    chosen = list(build.compute_capabilities)
+    return {"compute_capabilities": chosen} if chosen else {}
 
 
 def _choose(asked: str, precision: str) -> tuple[Backend, str]:
@@ -184,12 +201,13 @@ def _choose(asked: str, precision: str) -> tuple[Backend, str]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is built: graph → model, graph → engine file, for which sizes, in which precision."""
+    """What is built: graph → model, graph → engine file, for which sizes, how."""
 
     models: dict[str, str]
     files: dict[str, str]
     profile: Profile
     precision: str
+    options: BuildOptions
 
 
 def _build(
@@ -201,7 +219,9 @@ def _build(
         for graph, model in plan.models.items():
             inputs = inputs_of_graph(artifact.manifest.graphs[graph])
             target = change.path(plan.files[graph])
-            built.append(chosen.build(artifact.file(model), target, inputs, plan.profile))
+            built.append(
+                chosen.build(artifact.file(model), target, inputs, plan.profile, plan.options)
+            )
         name = engine_name(chosen.name, plan.precision)
         audit = audit_engine(
             artifact,

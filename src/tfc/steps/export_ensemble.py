@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tfc.artifact import Artifact
 from tfc.ensemble import Combination, combination_of, side_by_side
 from tfc.errors import require
 from tfc.manifest import Step
 from tfc.steps.export import NAME, PACKAGES, ExportResult, existing_artifact, write_artifact
 from tfc.steps.record import onnxruntime_version, versions_of
+from tfc.steps.stack import stage_given
 
 
 def export_ensemble(
@@ -22,6 +24,7 @@ def export_ensemble(
     weights: Sequence[float] | None = None,
     normalize: str | None = None,
     temperature: Sequence[float] | None = None,
+    stack: Any = None,
     task: str | None = None,
     max_length: int | None = None,
     overwrite: bool = False,
@@ -38,12 +41,14 @@ def export_ensemble(
         checkpoints: two or more, as `export` takes them. They have the same labels, in any order;
             the first one's order is the ensemble's.
         output: the folder to create.
-        ensemble: `mean`, `weighted`, `vote` or `max` (`tfc.ensemble`).
+        ensemble: `mean`, `weighted`, `vote`, `max` or `stack` (`tfc.ensemble`).
         weights: for `weighted`, a number above 0 for each checkpoint; their sum need not be 1.
         normalize: what is combined: `softmax` (probabilities; the default), `zscore` (logits
             with mean 0 and standard deviation 1 over the labels of a text) or `temperature`
             (probabilities of logits that are divided by a temperature first).
         temperature: for `temperature`, a number above 0 for each checkpoint.
+        stack: for `stack`, the second stage, fitted on what `tfc.stack_features` gives: a model
+            that `tfc.second_stage` takes, what it gave, or the place of its file.
         task: the task of all, if their architectures do not tell it.
         max_length: a limit in tokens on the length of a text, below the models' own.
         overwrite: replace an artifact that is there already.
@@ -56,6 +61,7 @@ def export_ensemble(
         UsageError: the checkpoints do not fit each other, the arguments do not, or `output` holds
             something else.
         BadCheckpoint: a checkpoint is missing, incomplete or of a kind that tfc does not take.
+        BadData: the file of the second stage is none.
         CheckFailed: the exported graph does not say what the ensemble says.
     """
     combination = combination_of(
@@ -64,6 +70,7 @@ def export_ensemble(
         weights=weights,
         normalize=normalize,
         temperatures=temperature,
+        stage=stage_given(stack) if stack is not None else None,
     )
     options = {
         "task": task,
@@ -79,6 +86,26 @@ def export_ensemble(
         allow_pickle=allow_pickle,
         on_stage=on_stage,
     )
+
+
+def export_combined(
+    checkpoints: Sequence[str | Path],
+    target: Path,
+    combination: Combination,
+    *,
+    task: str | None,
+    max_length: int | None,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> Artifact:
+    """Export models and a combination that is no choice of a caller, into a new folder."""
+    options = {"task": task, "max_length": max_length, "ensemble": combination.rule}
+    return _exported(
+        _Call(checkpoints, target, combination, (), options, overwrite=False),
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        on_stage=lambda what: None,
+    ).artifact
 
 
 def export_heads(
@@ -158,10 +185,13 @@ def _exported(
         )
         for checkpoint in call.checkpoints
     ]
+    inputs = {f"checkpoint {n}": source.sha256 for n, source in enumerate(sources, start=1)}
+    if call.combination.stage is not None:
+        inputs["stage"] = call.combination.stage.sha256
     step = Step(
         name=NAME,
         options=call.options,
-        inputs={f"checkpoint {n}": source.sha256 for n, source in enumerate(sources, start=1)},
+        inputs=inputs,
         outputs=[],
         versions={**versions_of(*PACKAGES), **onnxruntime_version()},
         seconds=0.0,

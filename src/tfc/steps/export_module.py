@@ -60,7 +60,9 @@ def export_module(
 ) -> ExportResult:
     """Export any module to ONNX and check at once that the graph says the same.
 
-    It is exported in evaluation mode. The comparison runs on the examples and on other sizes of
+    It is exported in evaluation mode, and compared so, but for one thing: `nn.TransformerEncoder`
+    then gives 0 at padding (its `enable_nested_tensor`), and the graph gives what it computes
+    there in training. The comparison runs on the examples and on other sizes of
     the dynamic axes, drawn from the examples' ranges; they and PyTorch's outputs are kept in the
     artifact, so that `tfc verify` needs no checkpoint. Engines of it take tensors: `Session.run`.
 

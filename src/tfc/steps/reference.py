@@ -13,6 +13,7 @@ from tfc.artifact import Artifact
 from tfc.errors import BadCheckpoint, CheckFailed, UsageError, require
 from tfc.manifest import MODEL, Checkpoint
 from tfc.runtime.padding import Feed
+from tfc.stage import stage_from_file
 from tfc.tensor_samples import TENSOR_SAMPLES, TensorSample, tensor_samples_from
 
 if TYPE_CHECKING:
@@ -146,7 +147,8 @@ def reference_from_artifact(
     from tfc.exporter.ensemble.module import ensemble_module
 
     names = manifest.graphs[MODEL].input_names
-    return Reference(ensemble_module(ensemble, manifest.task, modules, names), outputs)
+    stage = stage_from_file(artifact.file(ensemble.stage.file)) if ensemble.stage else None
+    return Reference(ensemble_module(ensemble, manifest.task, modules, names, stage), outputs)
 
 
 @dataclass(frozen=True)

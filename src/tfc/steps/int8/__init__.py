@@ -1,0 +1,1 @@
+"""A graph in int8: calibration, search, and what is asked of the result."""

@@ -1,0 +1,1 @@
+"""Whether engines still say what PyTorch says."""
