@@ -34,22 +34,10 @@ CONTESTANTS = {
     "ray, 1 worker of 2 threads": ["--ray", "--workers", "1", "--threads", "2"],
     "ray, 2 workers of 1 thread": ["--ray", "--workers", "2", "--threads", "1"],
 }
-WORDS = ("parcel", "refund", "late", "order", "twice", "charged", "address", "help", "please", "when")
-    "parcel",
-    "refund",
-    "late",
-    "order",
-    "twice",
-    "charged",
-    "address",
-    "help",
-    "please",
-    "when",
-    "will",
-    "my",
-    "be",
-    "there",
-]
+WORDS = (
+    *("parcel", "refund", "late", "order", "twice", "charged", "address", "help", "please"),
+    *("when", "will", "my", "be", "there"),
+)
 WINDOW = 512  # rows that a worker takes at once: several for each worker in the small input too
 
 
