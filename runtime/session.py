@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.errors import BadInput, UsageError
+from tfc.manifest import Task as TaskRecord
 from tfc.runtime.assembly import TRUNCATE, Assembly, assembly_of, takes_tensors_only
 from tfc.runtime.async_map import mapped
 from tfc.runtime.backends.base import Runner
@@ -135,11 +136,7 @@ class Session:
     @property
     def window(self) -> int:
         """How many items `map` and a job sort by length together, where they are not told."""
-        if self.task.name in MEDIA_TASKS:
-            return MEDIA_WINDOW
-        if self.task.name in GENERATION_TASKS or self.task.pooling == NO_POOLING:
-            return SMALL_WINDOW
-        return default_plan(self.hardware).window
+        return window_of(self.task, self.hardware)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -341,6 +338,15 @@ class Session:
             artifact, choice, threads = self._source
             self._runners = runners_from_engine(artifact, choice.engine, threads)
             self._process = os.getpid()
+
+
+def window_of(task: TaskRecord, hardware: str) -> int:
+    """How many items of a task are sorted by length together on ``CPU`` or on a GPU."""
+    if task.name in MEDIA_TASKS:
+        return MEDIA_WINDOW
+    if task.name in GENERATION_TASKS or task.pooling == NO_POOLING:
+        return SMALL_WINDOW
+    return default_plan(hardware).window
 
 
 def _predictions(outcomes: Iterator[Outcome]) -> Iterator[Prediction]:

@@ -28,6 +28,7 @@ from tfc.runtime.formats.predictions import (
     VECTORS,
     Field,
 )
+from tfc.runtime.predictor import Outcome
 from tfc.runtime.rows import json_bytes, json_type, unknown_field
 
 Predictions = Sequence[Mapping[str, Any]]
@@ -67,6 +68,18 @@ def prediction_array(predictions: Predictions, fields: Sequence[Field], half: bo
     columns = [_column([p.get(field.name) for p in predictions], field, half) for field in fields]
     kind = prediction_type(fields, half)
     return pa.StructArray.from_arrays(columns, fields=list(kind))
+
+
+def prediction_columns(
+    outcomes: Sequence[Outcome], fields: Sequence[Field], half: bool
+) -> tuple[Any, Any]:
+    """The predictions, and why there is none: of each row one of the two is null."""
+    good = [outcome.prediction for outcome in outcomes if outcome.error is None]
+    places = iter(range(len(good)))
+    taken = [None if outcome.error else next(places) for outcome in outcomes]
+    predictions = prediction_array(good, fields, half).take(pa.array(taken, pa.int64()))
+    reasons = [None if outcome.error is None else outcome.error.what for outcome in outcomes]
+    return predictions, pa.array(reasons, pa.string())
 
 
 def inferred_schema(rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -18,7 +18,7 @@ from tfc.runtime.rows import Columns, Row, item_of
 _BATCH_ROWS = 1024
 # Rows of a row group: large enough that readers skip well, 25 MB where a row is an embedding of
 # 384 numbers.
-_GROUP_ROWS = 16384
+GROUP_ROWS = 16384
 
 
 def check_same_columns(paths: Sequence[Path]) -> None:
@@ -27,9 +27,9 @@ def check_same_columns(paths: Sequence[Path]) -> None:
     Raises:
         BadData: a file is damaged, or its columns are not those of the first file.
     """
-    first = _schema(paths[0])
+    first = schema_of_parquet(paths[0])
     for path in paths[1:]:
-        other = _schema(path)
+        other = schema_of_parquet(path)
         for name in dict.fromkeys([*first.names, *other.names]):
             places = first.get_field_index(name), other.get_field_index(name)
             if min(places) < 0:
@@ -49,7 +49,12 @@ def _batches(file: Any, groups: Sequence[int]) -> Iterator[Any]:
         yield from file.iter_batches(_BATCH_ROWS, row_groups=[group], use_threads=False)
 
 
-def _schema(path: Path) -> Any:
+def schema_of_parquet(path: Path) -> Any:
+    """The file's columns and their Arrow types.
+
+    Raises:
+        BadData: the file is missing or damaged.
+    """
     with _reading(path), pq.ParquetFile(path) as file:
         return file.schema_arrow
 
@@ -62,21 +67,28 @@ def rows_of_parquet(path: Path, columns: Columns, line: int = 0) -> Iterator[Row
     """
     with _reading(path), pq.ParquetFile(path) as file:
         size, total = path.stat().st_size, file.metadata.num_rows
-        wanted = [column for column in (columns.text, columns.pair) if column is not None]
-        _check_columns(file.schema_arrow, wanted, path)
+        check_text_columns(file.schema_arrow, columns, str(path))
         skipped, groups = _groups_after(file, line)
         for batch in _batches(file, groups):
-            texts = {name: batch.column(name) for name in wanted}
-            for index in range(batch.num_rows):
-                skipped += 1
-                if skipped > line:
-                    item = _item(texts, index, columns)
-                    end = size * skipped // total
-                    yield Row(skipped, end, item, ArrowContent(batch, index))
+            first = max(0, line - skipped)
+            for index, item in enumerate(items_of_batch(batch, columns, first), first):
+                number = skipped + index + 1
+                yield Row(number, size * number // total, item, ArrowContent(batch, index))
+            skipped += batch.num_rows
+
+
+def items_of_batch(batch: Any, columns: Columns, first: int = 0) -> Iterator[object]:
+    """Of each row from `first` on its item, or the `BadData` that says why it has none.
+
+    `batch` is a record batch with the columns of texts that `columns` names.
+    """
+    texts = {name: batch.column(name) for name in _wanted(columns)}
+    for index in range(first, batch.num_rows):
+        yield _item(texts, index, columns)
 
 
 class ParquetWriter:
-    """Writes tables of one schema to an open file, in row groups of `_GROUP_ROWS` or a few more."""
+    """Writes tables of one schema to an open file, in row groups of `GROUP_ROWS` or a few more."""
 
     def __init__(self, sink: Any, schema: Any) -> None:
         self._writer = pq.ParquetWriter(sink, schema, compression="zstd")
@@ -85,7 +97,7 @@ class ParquetWriter:
     def write(self, table: Any) -> None:
         """Add rows."""
         self._waiting.append(table)
-        if sum(waiting.num_rows for waiting in self._waiting) >= _GROUP_ROWS:
+        if sum(waiting.num_rows for waiting in self._waiting) >= GROUP_ROWS:
             self._write_group()
 
     def close(self) -> None:
@@ -112,8 +124,13 @@ def join_parquet(parts: Sequence[Path], sink: Any) -> None:
         writer.close()
 
 
-def _check_columns(schema: Any, wanted: Sequence[str], path: Path) -> None:
-    for name in wanted:
+def check_text_columns(schema: Any, columns: Columns, where: str = "") -> None:
+    """Refuse rows without the columns of texts that `columns` names.
+
+    Raises:
+        BadData: a column is missing, or holds something else.
+    """
+    for name in _wanted(columns):
         place = schema.get_field_index(name)
         if place < 0:
             what = f"there is no column '{name}'; the file has: {', '.join(schema.names)}"
@@ -121,7 +138,11 @@ def _check_columns(schema: Any, wanted: Sequence[str], path: Path) -> None:
             what = f"the column '{name}' is {schema.field(place).type}, not texts"
         else:
             continue
-        raise BadData(what, where=str(path), fix="Name the column of texts with --text-column")
+        raise BadData(what, where=where, fix="Name the column of texts with --text-column")
+
+
+def _wanted(columns: Columns) -> list[str]:
+    return [name for name in (columns.text, columns.pair) if name is not None]
 
 
 def _is_text(kind: Any) -> bool:

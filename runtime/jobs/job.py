@@ -159,7 +159,7 @@ def run_job(
     files = files_from_inputs(inputs, format)
     # The name of a folder or a pipe does not tell: the inputs' format, uncompressed.
     target = output_from_path(output, output_format, Format(files[0].format.kind))
-    _check_paths(inputs, files, target)
+    check_paths(inputs, files, target)
     if files[0].format.kind == PARQUET and target.format.kind != JSONL:
         from tfc.runtime.formats.parquet import check_same_columns
 
@@ -221,7 +221,12 @@ def texts_from_jsonl(
     return texts
 
 
-def _check_paths(inputs: Sequence[str | Path], files: Sequence[InputFile], output: Output) -> None:
+def check_paths(inputs: Sequence[str | Path], files: Sequence[InputFile], output: Output) -> None:
+    """Refuse an output that is among the inputs, or in their folder.
+
+    Raises:
+        UsageError: it is.
+    """
     if output.path is None:
         return
     target = output.path.resolve()

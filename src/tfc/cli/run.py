@@ -14,15 +14,16 @@ from tfc.cli.options import Percent, artifact_argument
 from tfc.cli.run_display import (
     JsonLog,
     all_of,
-    counted,
+    fail_on_bad_rows,
     live,
     show_drift,
     show_summary,
     summary_json,
 )
 from tfc.cli.run_metrics import MetricsFile
+from tfc.cli.run_ray import refuse_with_ray, run_on_ray
 from tfc.cli.run_signals import stop_requests
-from tfc.errors import BadData, JobStopped
+from tfc.errors import JobStopped, UsageError
 
 if TYPE_CHECKING:
     from tfc.runtime import Session
@@ -107,6 +108,18 @@ class RunCommand(click.Command):
     metavar="PERCENT",
     help="Run this share of the rows again with the fp32 reference, to see drift: 0.1%",
 )
+@click.option("--ray", is_flag=True, help="Run on the workers of a Ray cluster (tfc[ray]).")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="With --ray: engines, each with its share of the cores, or a GPU.  "
+    "[default: one per GPU, else per machine]",
+)
+@click.option(
+    "--ray-address",
+    metavar="ADDRESS",
+    help="With --ray: the cluster's.  [default: one of this machine, for the job]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option("--log-json", is_flag=True, help="Log to stderr, a line of JSON per event.")
 @click.option(
@@ -127,6 +140,9 @@ def command(
     as_json: bool,
     log_json: bool,
     metrics_file: Path | None,
+    ray: bool,
+    workers: int | None,
+    ray_address: str | None,
     **job: Any,
 ) -> None:
     """Run a batch job: rows in, the same rows with a prediction out.
@@ -144,12 +160,26 @@ def command(
 
     A job that was stopped or killed goes on when the same command is run again.
 
+    With --ray, Parquet files go through engines on many cores, GPUs or machines, in any order, into
+    a folder/. A row that cannot be used stays, with the reason in the column prediction_error. Ray
+    starts a worker that died again; a job that was killed begins anew.
+
     A VALUE is JSON, or plain text; a list may be given with commas: --set labels=refund,delivery
     """
     from tfc.runtime import Session
     from tfc.runtime.jobs import run_job
     from tfc.runtime.tasks.options import values_from_settings
 
+    if ray:
+        refuse_with_ray({**job, "shadow": shadow, "log_json": log_json, "metrics": metrics_file})
+        wanted = {"engine": engine, "require_verified": require_verified, "threads": threads}
+        cluster = {"workers": workers, "ray_address": ray_address}
+        run_on_ray(
+            artifact, inputs, output, settings, {**job, **wanted, **cluster}, on_error, as_json
+        )
+        return
+    if workers is not None or ray_address is not None:
+        raise UsageError("--workers and --ray-address are of jobs with Ray", fix="Add --ray")
     log = JsonLog()
     metrics = None if metrics_file is None else MetricsFile(metrics_file, output)
     loaded = Session.load(artifact, engine, threads, require_verified=require_verified)
@@ -187,12 +217,7 @@ def command(
         show_summary(summary, session.engine_name, console)
         if drift is not None:
             show_drift(drift, console)
-    if on_error == "fail" and summary.bad_rows:
-        raise BadData(
-            f"{counted(summary.bad_rows, 'row')} could not be used",
-            where=str(summary.errors or output),
-            fix="Mend them, or let them be left out: --on-error skip",
-        )
+    fail_on_bad_rows(on_error, summary.bad_rows, str(summary.errors or output))
 
 
 def _warn(session: Session, artifact: str, log: JsonLog | None) -> None:

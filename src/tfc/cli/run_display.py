@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tfc.cli.console import err, human_count, human_seconds, out
+from tfc.errors import BadData
 from tfc.runtime.batching import padding_waste
 
 if TYPE_CHECKING:
@@ -139,6 +140,20 @@ def summary_json(summary: JobSummary, engine: str, drift: Drift | None = None) -
     """The summary as one line of JSON."""
     shadow = {} if drift is None else {"shadow": drift.as_json()}
     return json.dumps({"engine": engine, **dataclasses.asdict(summary), **shadow}, default=str)
+
+
+def fail_on_bad_rows(on_error: str, bad_rows: int, where: str) -> None:
+    """What --on-error asks for at the end of a job.
+
+    Raises:
+        BadData: it is ``fail``, and rows were bad.
+    """
+    if on_error == "fail" and bad_rows:
+        raise BadData(
+            f"{counted(bad_rows, 'row')} could not be used",
+            where=where,
+            fix="Mend them, or let them be left out: --on-error skip",
+        )
 
 
 def counted(number: int, noun: str) -> str:
