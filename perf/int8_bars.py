@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from bar_models import BarModel, made_models
+from bar_models import DISTRIBUTIONS, BarModel, made_models
 from int8 import NAIVE, TARGETS, TFC, judged, naive, quiet
 
 import tfc
@@ -140,7 +140,7 @@ def main() -> None:
     models = made_models(options.folder)
     report: dict[str, Any] = {
         "command": "python perf/int8_bars.py build/bars",
-        "versions": versions_of("torch", "transformers", "onnxruntime-gpu", "onnxruntime"),
+        "versions": versions_of(*DISTRIBUTIONS, "onnxruntime-gpu", "onnxruntime"),
         "bars": {"fp16_labels": FP16_LABELS, "int8_labels": INT8_LABELS, "accuracy": ACCURACY},
         "models": {model.name: model_report(model, options.folder) for model in models},
     }
