@@ -14,6 +14,7 @@ nvidia-cudnn-cu13).
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ PYTHON = "3.12"
 _GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in _GLIBC), "manylinux2014_x86_64")
 MIB = 1 << 20
+NOT_SOURCE = (".*", "build", "dist", "*.egg-info", "perf", "tests")
 
 
 def main() -> int:
@@ -52,7 +54,9 @@ def main() -> int:
     wanted = [name for name in (*PACKAGES, *asked.also) if name not in asked.without]
     with tempfile.TemporaryDirectory() as name:
         files = [wheel(pins.get(each, each), Path(name) / str(n)) for n, each in enumerate(wanted)]
-        files.insert(0, wheel_of_source(str(ROOT), Path(name) / "tfc"))
+        copy = Path(name) / "source"  # setuptools leaves things behind where it builds
+        shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+        files.insert(0, wheel_of_source(str(copy), Path(name) / "tfc"))
         packed = split(files, asked.output, int(asked.limit * MIB))
     for file in packed:
         first, last = file.pieces[0].part, file.pieces[-1].part

@@ -167,6 +167,32 @@ def no_capabilities(why: str) -> UsageError:
     )
 
 
+@dataclass(frozen=True)
+class GpuMemory:
+    """What a loaded engine takes of the GPU's memory, in bytes.
+
+    Attributes:
+        plan: the engine's file, which is about what its weights take.
+        lanes: how many batches it can run at a time by now; made when they are first needed.
+        most_lanes: how many there may be.
+        activations: what each of them computes in, for the largest shapes.
+        buffers: inputs and outputs on the GPU, of the largest batches so far.
+        pinned: the same in page-locked memory of the host.
+    """
+
+    plan: int
+    lanes: int
+    most_lanes: int
+    activations: int
+    buffers: int
+    pinned: int
+
+    @property
+    def on_gpu(self) -> int:
+        """The sum of what is on the GPU now."""
+        return self.plan + self.lanes * self.activations + self.buffers
+
+
 class Runner(Protocol):
     """A loaded engine. `run` may be called from several threads."""
 
