@@ -55,6 +55,27 @@ def why_no_gpu() -> str:
     return "" if found else "the NVIDIA driver shows no GPU to this process"
 
 
+def wait_for_gpu(index: int) -> None:
+    """Wait until everything that this process has queued for a GPU is done, in every stream.
+
+    Raises:
+        DriverError: the driver is absent, or something that was queued has failed.
+    """
+    driver = _driver()
+    _ask(driver.cuInit, 0)
+    device = _integer(driver.cuDeviceGet, index)
+    context, before = ctypes.c_void_p(), ctypes.c_void_p()
+    _ask(driver.cuDevicePrimaryCtxRetain, ctypes.byref(context), device)
+    try:
+        _ask(driver.cuCtxPushCurrent_v2, context)
+        try:
+            _ask(driver.cuCtxSynchronize)
+        finally:
+            _ask(driver.cuCtxPopCurrent_v2, ctypes.byref(before))
+    finally:
+        _ask(driver.cuDevicePrimaryCtxRelease_v2, device)
+
+
 def _driver() -> Any:
     try:
         return ctypes.CDLL(_LIBRARY)

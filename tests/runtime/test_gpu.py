@@ -48,6 +48,7 @@ class Driver:
     def __init__(self, failing: str = "", count: int = 1) -> None:
         self.failing = failing
         self.count = count
+        self.called: list[str] = []
 
     def __getattr__(self, name: str) -> Callable[..., int]:
         answers: dict[str, Callable[..., int]] = {
@@ -58,11 +59,12 @@ class Driver:
         }
 
         def call(*arguments: Any) -> int:
+            self.called.append(name)
             if name == self.failing:
                 return 999
             if name == "cuDeviceGetName":
                 arguments[0].value = b"NVIDIA L4"
-            elif name != "cuInit":
+            elif name in answers:
                 arguments[0]._obj.value = answers[name](*arguments[1:])
             return 0
 
@@ -91,6 +93,26 @@ def test_a_driver_that_fails(monkeypatch: pytest.MonkeyPatch, call: str) -> None
     look_with(monkeypatch, Driver(failing=call))
     assert gpus() == ()
     assert why_no_gpu() == f"the NVIDIA driver refuses {call} (CUDA error 999)"
+
+
+@pytest.mark.parametrize("failing", ["", "cuCtxSynchronize"])
+def test_waiting_for_a_gpu_leaves_its_context_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    driver = Driver(failing)
+    look_with(monkeypatch, driver)
+    if failing:
+        with pytest.raises(gpu.DriverError, match="refuses cuCtxSynchronize"):
+            gpu.wait_for_gpu(0)
+    else:
+        gpu.wait_for_gpu(0)
+    assert [name for name in driver.called if "Ctx" in name] == [
+        "cuDevicePrimaryCtxRetain",
+        "cuCtxPushCurrent_v2",
+        "cuCtxSynchronize",
+        "cuCtxPopCurrent_v2",
+        "cuDevicePrimaryCtxRelease_v2",
+    ]
 
 
 def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:

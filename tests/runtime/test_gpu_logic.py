@@ -13,6 +13,7 @@ import pytest
 
 from tfc.errors import BadInput, UsageError
 from tfc.runtime.backends import device_tensor
+from tfc.runtime.backends.base import GpuMemory
 from tfc.runtime.backends.device_tensor import CPU_DEVICE, DeviceTensor, on_device
 from tfc.runtime.backends.graph_policy import Decision, GraphKey, GraphPolicy
 from tfc.runtime.backends.lane_pool import LanePool
@@ -103,6 +104,14 @@ def test_after_a_failed_capture_there_are_no_graphs() -> None:
     policy = GraphPolicy(calls_before=1)
     policy.failed()
     assert policy.decide(key(1, 1)) == RUN
+
+
+def test_the_memory_of_an_engine() -> None:
+    encoder = GpuMemory(plan=100, lanes=1, most_lanes=2, activations=30, buffers=5, pinned=4)
+    assert (encoder.on_gpu, encoder.at_most) == (135, 170)
+    both = encoder.plus(GpuMemory(10, lanes=1, most_lanes=2, activations=3, buffers=1, pinned=1))
+    assert both == GpuMemory(110, 1, 2, 33, 6, 5)
+    assert GpuMemory(100, 2, 2, 30, 10, 8).at_most == GpuMemory(100, 2, 2, 30, 10, 8).on_gpu
 
 
 @dataclass(eq=False)
