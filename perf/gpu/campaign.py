@@ -173,6 +173,7 @@ STAGES: dict[str, Work] = {
     "throughput": lambda stage, call: speed.full_batches(stage, call.where, call.asked),
     "mixed": lambda stage, call: speed.mixed_text(stage, call.where, call.asked),
     "concurrency": lambda stage, call: speed.concurrency(stage, call.where, call.asked),
+    "graphs": lambda stage, call: speed.cuda_graphs(stage, call.where, call.asked),
     "profile": lambda stage, call: speed.profile(stage, call.where, call.asked),
     "job": job,
 }

@@ -18,6 +18,7 @@ from results import Skip
 
 EAGER, SDPA, COMPILE = "torch-eager", "torch-sdpa", "torch-compile"
 ORT_RAW, ORT_FUSED, RTX, TENSORRT = "onnxruntime-raw", "onnxruntime-fused", "rtx", "tensorrt"
+WITHOUT_GRAPHS = "-without-graphs"  # the ending of a contestant's name
 NAMES = (EAGER, SDPA, COMPILE, ORT_RAW, ORT_FUSED, RTX, TENSORRT)
 TORCH = (EAGER, SDPA, COMPILE)
 
@@ -93,8 +94,10 @@ def _onnxruntime(name: str, model: Model, where: Where) -> Opened:
 
 def rtx_opened(name: str, model: Model, where: Where) -> Opened:
     """TensorRT or TensorRT-RTX, in the form of a plan that the stage `rtx` found to work."""
-    form = rtx.working_form(where.work / "results", name)
-    runner = rtx.load(rtx.built(name, form, model, where.precision))
+    flavor = name.removesuffix(WITHOUT_GRAPHS)
+    form = rtx.working_form(where.work / "results", flavor)
+    plan = rtx.built(flavor, form, model, where.precision)
+    runner = rtx.load(plan, graphs=name == flavor)
     return Opened(runner.run, runner.close)
 
 

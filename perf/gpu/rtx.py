@@ -73,15 +73,14 @@ def _apart(name: str, form: str, family: str, work: Path) -> Mapping[str, Any]:
     return found
 
 
-def backend_in(name: str, form: str) -> Any:
-    """tfc's own backend; in the form `current` it builds for the GPU that is present."""
-    from tfc.runtime.backends.tensorrt import TensorRTBackend
+def flavor_in(name: str, form: str) -> Any:
+    """tfc's own flavor; in the form `current` it builds for the GPU that is present."""
     from tfc.runtime.backends.tensorrt_flavors import FLAVORS
 
     flavor = FLAVORS[BACKENDS[name]]
     if form == "current":
-        flavor = dataclasses.replace(flavor, target_hardware=_target_current)
-    return TensorRTBackend(flavor)
+        return dataclasses.replace(flavor, target_hardware=_target_current)
+    return flavor
 
 
 def _target_current(trt: Any, config: Any, present: Any, asked: Any = ()) -> str:
@@ -92,17 +91,19 @@ def _target_current(trt: Any, config: Any, present: Any, asked: Any = ()) -> str
 
 @dataclasses.dataclass(frozen=True)
 class BuiltPlan:
-    """A plan, and the backend that loads it."""
+    """A plan, and the flavor of TensorRT that it is of."""
 
-    backend: Any
+    flavor: Any
     path: Path
 
 
 def built(name: str, form: str, model: Model, precision: str) -> BuiltPlan:
     """A plan of tfc's graph; one that is there already is not built again."""
     from tfc.runtime.backends.base import Inputs, Profile, Range
+    from tfc.runtime.backends.tensorrt import TensorRTBackend
 
-    backend = backend_in(name, form)
+    flavor = flavor_in(name, form)
+    backend = TensorRTBackend(flavor)
     if reason := backend.availability().why_not_build:
         raise Skip(reason)
     path = model.place / f"{name}-{form}-{precision}{backend.suffix}"
@@ -113,14 +114,17 @@ def built(name: str, form: str, model: Model, precision: str) -> BuiltPlan:
         inputs = models.signature_of(model).inputs
         tensors = {spec.name: (spec.dtype, tuple(spec.shape)) for spec in inputs}
         backend.build(graph, path, Inputs(tensors), profile)
-    return BuiltPlan(backend, path)
+    return BuiltPlan(flavor, path)
 
 
-def load(plan: BuiltPlan) -> Any:
-    """The plan's runner; Skip where nothing of this backend runs here."""
-    if reason := plan.backend.availability().why_not_run:
+def load(plan: BuiltPlan, *, graphs: bool = True) -> Any:
+    """The plan's runner; Skip where nothing of this flavor runs here."""
+    from tfc.runtime.backends.tensorrt import TensorRTBackend
+    from tfc.runtime.backends.tensorrt_runner import RunSettings, runner_from_plan
+
+    if reason := TensorRTBackend(plan.flavor).availability().why_not_run:
         raise Skip(reason)
-    return plan.backend.load(plan.path)
+    return runner_from_plan(plan.flavor, plan.path, RunSettings(graphs=graphs))
 
 
 def _one(name: str, form: str, family: str, work: Path) -> dict[str, Any]:
@@ -128,7 +132,7 @@ def _one(name: str, form: str, family: str, work: Path) -> dict[str, Any]:
     import contestants
 
     plan = built(name, form, models.of_family(family, work), "fp16")
-    told = {"bytes": plan.path.stat().st_size}
+    told: dict[str, Any] = {"bytes": plan.path.stat().st_size}
     try:
         runner = load(plan)
     except Skip as reason:
@@ -149,6 +153,7 @@ def _one(name: str, form: str, family: str, work: Path) -> dict[str, Any]:
         allowed = max(_TIMES * own["relative"], _LEAST)
         right = found["finite"] and found["relative"] <= allowed
         batches[f"{rows}×{tokens}"] = {**found, "allowed": allowed, "right": right, "torch": own}
+    told["memory"] = dataclasses.asdict(runner.memory)
     runner.close()
     return {**told, "batches": batches, "right": all(b["right"] for b in batches.values())}
 

@@ -33,6 +33,7 @@ SECONDS = 1.0  # for each contestant in each cell: five blocks of it
 # Lengths of real mixed text: mean 79, 95th percentile 193, cut at 256 (log-normal fit).
 _MEAN_LOG, _SPREAD_LOG, _CUT = 4.11, 0.72, 256
 _DIFFERENT = 0.02  # of the values: what fp16 may cost; a wrong graph is off by more
+_SMALL = 32  # rows: larger batches get no graph, or gain nothing by one
 _SEVERAL = 8  # rows of the batches that several callers run at once
 _CALLS_PROFILED = 5
 _KERNELS = 40
@@ -180,6 +181,24 @@ def concurrency(stage: Stage, where: Where, asked: Asked) -> None:
                 )
 
 
+def cuda_graphs(stage: Stage, where: Where, asked: Asked) -> None:
+    """Small batches with CUDA graphs and without."""
+    with_graphs = tuple(
+        n for n in asked.contestants if n in (contestants.RTX, contestants.TENSORRT)
+    )
+    names = tuple(n + end for n in with_graphs for end in ("", contestants.WITHOUT_GRAPHS))
+    for name in asked.models:
+        with _field(stage, name, where) as field:
+            for rows in asked.rows:
+                if rows > _SMALL:
+                    continue
+                feeds = _full(rows, asked.tokens)
+                stage.item(
+                    f"{name} {rows}×{asked.tokens}",
+                    lambda f=feeds: _cell(field(), f, where, asked, names),
+                )
+
+
 Rows = Callable[[Model], list[tuple[list[int], Feed]]]
 
 
@@ -230,7 +249,8 @@ def _cell(
         calls[name] = one.run
     if not calls:
         raise Skip(f"nobody can be measured: {left_out}")
-    base = next((n for n in (contestants.COMPILE, contestants.SDPA) if n in calls), None)
+    own = next((n for n in calls if n.endswith(contestants.WITHOUT_GRAPHS)), None)
+    base = next((n for n in (contestants.COMPILE, contestants.SDPA, own) if n in calls), None)
     cell = measure(calls, workload, seconds=asked.seconds, baseline=base, callers=callers)
     shares = {n: (t.flops_per_second or 0) / peak_rate for n, t in cell.timings.items()}
     told = {"baseline": base, "distance": distances, "left_out": left_out, "peak": peak_rate}

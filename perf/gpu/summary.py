@@ -19,7 +19,7 @@ def summary(results: Path) -> str:
     peaks = [each["flops_per_second"] for each in found_by(results, "peak").values()]
     lines.append(f"Matrix products: {max(peaks) / 1e12:.0f} TFLOP/s" if peaks else "No peak yet.")
     lines += _working(results)
-    for stage in ("throughput", "mixed", "concurrency"):
+    for stage in ("throughput", "mixed", "concurrency", "graphs"):
         cells = found_by(results, stage)
         if cells:
             lines += ["", f"## {stage}", "", *_table(cells)]

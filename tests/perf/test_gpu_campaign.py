@@ -10,10 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+
+from tfc.runtime.backends.base import GpuMemory
 
 FOLDER = Path(__file__).resolve().parents[2] / "perf" / "gpu"
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -153,7 +156,7 @@ def campaigned(
     asked = dataclasses.replace(campaign.SMALL, rows=(2,), callers=(2,), texts=8, seconds=0.01)
     call = campaign.Call(campaign.Where("cpu", "fp32", work), asked, ("bert",), ())
     speed._SIDES["cpu"] = (64,)
-    stages = ["peak", "models", "throughput", "mixed", "concurrency", "profile", "job"]
+    stages = [name for name in campaign.STAGES if name not in ("environment", "rtx", "tests")]
     campaign.run(stages, call, (work / "copy",), minutes=5)
     return work
 
@@ -163,16 +166,15 @@ def campaigned(
 def test_every_stage_runs_without_a_gpu(campaigned: Path) -> None:
     results, contestants = script("results"), script("contestants")
     found = {path.stem: json.loads(path.read_text()) for path in campaigned.glob("copy/*.json")}
-    assert set(found) == {
-        *("peak", "models", "throughput", "mixed", "concurrency", "profile", "job")
-    }
+    names = "peak models throughput mixed concurrency graphs profile job"
+    assert set(found) == set(names.split())
     for report in found.values():
         for item in report["items"]:
             assert item["status"] in results.STATUSES
             assert item["status"] != results.FAILED, item
             assert ("found" in item) == (item["status"] == results.DONE)
             if item["status"] == results.SKIPPED:
-                assert "tensorrt" in item["reason"]
+                assert "no plan of tensorrt" in item["reason"]
     (cell,) = results.found_by(campaigned / "copy", "throughput").values()
     own = {contestants.EAGER, contestants.SDPA, contestants.ORT_RAW, contestants.ORT_FUSED}
     assert set(cell["timings"]) == set(cell["share_of_peak"]) == own
@@ -239,6 +241,62 @@ def test_the_form_that_was_right_is_the_one_to_measure(tmp_path: Path) -> None:
     stage.item("rtx:portable:bert", lambda: {"right": False})
     stage.item("rtx:current:bert", lambda: {"right": True})
     assert rtx.working_form(tmp_path, "rtx") == "current"
+
+
+@pytest.fixture
+def as_if_plans_ran(campaigned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Plans are ONNX Runtime's engine of the tiny model, which gives right outputs."""
+    from tfc.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    rtx, models = script("rtx"), script("models")
+    shutil.copytree(campaigned / "bert-tiny", tmp_path / "tiny-bert")
+    graph = models.graph_in(models.Model("bert", tmp_path / "tiny-bert"), "onnxruntime", "fp32")
+    loaded: list[bool] = []
+
+    def load(plan: Any, *, graphs: bool = True) -> Any:
+        loaded.append(graphs)
+        run = OnnxRuntimeBackend().load(graph, threads=1).run
+        memory = GpuMemory(1, 1, 2, 3, 4, 5)
+        return SimpleNamespace(run=run, close=lambda: None, memory=memory, loaded=loaded)
+
+    monkeypatch.setattr(rtx, "built", lambda *_: rtx.BuiltPlan(None, graph))
+    monkeypatch.setattr(rtx, "load", load)
+    monkeypatch.setattr(rtx, "working_form", lambda *_: "current")
+    return tmp_path
+
+
+@pytest.mark.ort
+def test_a_plan_is_judged_against_pytorch(
+    as_if_plans_ran: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rtx = script("rtx")
+    found = rtx._one("rtx", "current", "bert", as_if_plans_ran)
+    assert found["right"] is True
+    assert list(found["batches"]) == ["1×1", "4×16", "16×64"]
+    assert found["memory"]["plan"] == 1
+    runner = rtx.load(None)
+
+    def wrong(batch: Any) -> Any:
+        return {"logits": runner.run(batch)["logits"][:, ::-1]}
+
+    monkeypatch.setattr(rtx, "load", lambda plan: SimpleNamespace(**{**vars(runner), "run": wrong}))
+    assert rtx._one("rtx", "current", "bert", as_if_plans_ran)["right"] is False
+
+
+@pytest.mark.ort
+def test_plans_with_cuda_graphs_and_without(campaigned: Path, as_if_plans_ran: Path) -> None:
+    campaign, speed, results = script("campaign"), script("speed"), script("results")
+    where = campaign.Where("cpu", "fp32", campaigned)
+    asked = dataclasses.replace(
+        campaign.SMALL, rows=(1, 64), contestants=("torch-sdpa", "rtx"), seconds=0.01
+    )
+    stage = results.Stage("graphs", (as_if_plans_ran / "results",), time.monotonic() + 60)
+    speed.cuda_graphs(stage, where, asked)
+    ((name, item),) = stage.items.items()  # 64 rows are too many for a graph
+    assert (name, item["status"]) == ("bert-tiny 1×16", "done")
+    assert set(item["found"]["timings"]) == {"rtx", "rtx-without-graphs"}
+    assert item["found"]["baseline"] == "rtx-without-graphs"
+    assert script("rtx").load(None).loaded == [True, False, True]
 
 
 def test_cuda_libraries_of_pip_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
