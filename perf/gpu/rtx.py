@@ -8,10 +8,14 @@ a plan for the GPU that is present. A plan that ends the process must not end th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
+import threading
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,18 +31,29 @@ STAGE = "rtx"
 # fp32. A wrong kernel is off by the size of the values.
 _TIMES = 4.0
 _LEAST = 1e-3  # of the values: where PyTorch's own loss is next to nothing
-_SECONDS = 240  # for a process that builds, loads and runs one tiny model
+_SECONDS = 120  # for building, loading and running one tiny model
+_FIRST = "bert"
+_MARK = "@@ "
 
 
 def load_and_run(stage: Stage, work: Path, families: tuple[str, ...]) -> None:
     """Every form on one tiny BERT, then the form that works on every family."""
     for name, forms in FORMS.items():
+        working = []
         for form in forms:
-            stage.item(f"{name}:{form}:bert", lambda n=name, f=form: _apart(n, f, "bert", work))
-        working = [form for form in forms if _passed(stage, f"{name}:{form}:bert")]
-        for family in families if working else ():
+            apart = Apart(name, form, work)
+            item = f"{name}:{form}:{_FIRST}"
+            stage.item(item, lambda a=apart: a.judged(_FIRST))
+            apart.close()
+            if _passed(stage, item):
+                working.append(form)
+        if not working:
+            continue
+        apart = Apart(name, working[0], work)
+        for family in families:
             item = f"{name}:{working[0]}:{family}"
-            stage.item(item, lambda n=name, f=working[0], y=family: _apart(n, f, y, work))
+            stage.item(item, lambda a=apart, y=family: a.judged(y))
+        apart.close()
 
 
 def working_form(results: Path, name: str) -> str:
@@ -54,23 +69,74 @@ def _passed(stage: Stage, item: str) -> bool:
     return bool(stage.items[item].get("found", {}).get("right"))
 
 
-def _apart(name: str, form: str, family: str, work: Path) -> Mapping[str, Any]:
-    """Build, load and run in another process; what it prints last is JSON."""
-    asked = ("--name", name, "--form", form, "--family", family, "--work", str(work))
-    done = subprocess.run(
-        (sys.executable, __file__, *asked),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_SECONDS,
-    )
-    if done.returncode != 0:
-        told = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise RuntimeError(f"the process ended with {done.returncode}: {told}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if "skip" in found:
-        raise Skip(f"{found['skip']} (built: {found['bytes']} bytes)")
-    return found
+class Apart:
+    """A process that judges one family after another; where it ends, the next one has a new one."""
+
+    def __init__(self, name: str, form: str, work: Path) -> None:
+        self._command = (
+            *(sys.executable, __file__, "--name", name, "--form", form),
+            *("--work", str(work)),
+        )
+        self._process: subprocess.Popen[str] | None = None
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (close() closes it)
+
+    def judged(self, family: str) -> Mapping[str, Any]:
+        """What `_one` finds. Raises Skip where it cannot run here, and where it ends, why."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+            )
+        process = self._process
+        timer = threading.Timer(_SECONDS, process.kill)
+        timer.start()
+        try:
+            answer = _answer(process, family)
+        finally:
+            timer.cancel()
+        if answer is None:
+            self._end()
+            raise RuntimeError(f"the process ended with {process.wait()}: {self._last_error()}")
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        if "skip" in answer:
+            raise Skip(f"{answer['skip']} (built: {answer['bytes']} bytes)")
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._end()
+        self._errors.close()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(BrokenPipeError), process:
+                pass  # closes its input, at whose end it ends, and waits for it
+
+    def _last_error(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        return lines[-1] if lines else "it printed nothing"
+
+
+def _answer(process: subprocess.Popen[str], family: str) -> dict[str, Any] | None:
+    """The line that begins with the mark; libraries print other lines. None at the end."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(f"{family}\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        return None
+    for line in process.stdout:
+        if line.startswith(_MARK):
+            found: dict[str, Any] = json.loads(line[len(_MARK) :])
+            return found
+    return None
 
 
 def flavor_in(name: str, form: str) -> Any:
@@ -159,16 +225,21 @@ def _one(name: str, form: str, family: str, work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Judge the families that are named on standard input, a line each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for option in ("--name", "--form", "--family"):
-        parser.add_argument(option, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--form", required=True)
     parser.add_argument("--work", type=Path, required=True)
     asked = parser.parse_args()
-    try:
-        found = _one(asked.name, asked.form, asked.family, asked.work)
-    except Skip as reason:  # it cannot even be built here
-        found = {"skip": str(reason), "bytes": 0}
-    print(json.dumps(found))
+    for line in sys.stdin:
+        try:
+            found = _one(asked.name, asked.form, line.strip(), asked.work)
+        except Skip as reason:  # it cannot even be built here
+            found = {"skip": str(reason), "bytes": 0}
+        except Exception as error:  # the next family may fare better
+            traceback.print_exc()
+            found = {"error": f"{type(error).__name__}: {error}"}
+        print(f"{_MARK}{json.dumps(found)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -235,6 +235,28 @@ def test_a_plan_that_ends_its_process_is_a_failed_item(
         rtx.working_form(tmp_path / "results", "rtx")
 
 
+def test_families_after_one_that_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rtx, results = script("rtx"), script("results")
+    answers = tmp_path / "answers"
+    answers.write_text(
+        "#!/bin/sh\nwhile read family; do\n  [ $family = odd ] && kill -SEGV $$\n"
+        "  echo noise; echo '@@ {\"right\": true}'\ndone\n"
+    )
+    answers.chmod(0o755)
+    monkeypatch.setattr(rtx.sys, "executable", str(answers))
+    monkeypatch.setattr(rtx, "FORMS", {"rtx": ("portable",)})
+    stage = results.Stage("rtx", (tmp_path / "results",), time.monotonic() + 60)
+    rtx.load_and_run(stage, tmp_path, ("bert", "odd", "roberta"))
+    told = {name: item["status"] for name, item in stage.items.items()}
+    assert told == {
+        "rtx:portable:bert": "done",
+        "rtx:portable:odd": "failed",
+        "rtx:portable:roberta": "done",
+    }
+
+
 def test_the_form_that_was_right_is_the_one_to_measure(tmp_path: Path) -> None:
     rtx, results = script("rtx"), script("results")
     stage = results.Stage("rtx", (tmp_path,), time.monotonic() + 60)
