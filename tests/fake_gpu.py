@@ -195,6 +195,7 @@ class Context:
         self.shape: Shape = ()
         self.flushed = False  # whether it has run since its shape was changed
         self.memory: tuple[int, int] | None = None
+        self.ran: list[Shape] = []
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert size >= self.engine.device_memory_size_v2
@@ -228,6 +229,7 @@ class Context:
         if stream in cudart.capturing:
             assert self.flushed, "captured before its deferred work has run"
         self.flushed = True
+        self.ran.append(shape)
         memory = (self.memory[0],) if self.memory else ()
 
         def compute() -> None:

@@ -80,7 +80,7 @@ def rtx_context(trt: Any, engine: Any, graphs: bool) -> Any:
     """A context of TensorRT-RTX, which allocates by itself, and captures graphs by itself.
 
     It compiles kernels for new shapes while it runs, so only it knows when a graph can be
-    captured. With graphs, it captures one for each shape and set of addresses.
+    captured. With graphs, it captures one for each shape that it is given.
     """
     runtime_config = engine.create_runtime_config()
     if graphs:

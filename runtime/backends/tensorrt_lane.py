@@ -5,6 +5,7 @@ runs, as many bytes of the outputs as there are are copied to pinned memory. A l
 when its stream is done, so no buffer is used twice at a time; while one lane computes, another one
 copies. What CUDA graphs there are is the lane's own: TensorRT wants a context for each, since a
 context keeps state of its shapes, and lets contexts that never run together share their memory.
+TensorRT-RTX captures graphs by itself: one context does so, for the batches that are worth it.
 """
 
 from __future__ import annotations
@@ -85,11 +86,12 @@ class Lane:
         self._pinned = {port.name: PinnedBuffer(plant.cuda) for port in plant.ports}
         self._activations = DeviceBuffer(plant.cuda)
         self._stream = plant.cuda.stream()
-        self._policy = GraphPolicy(plant.graphs and plant.flavor.captures_graphs)
+        self._policy = GraphPolicy(plant.graphs)
         self._captured: dict[GraphKey, Captured] = {}
         self.why_no_graphs = ""
+        self._self_capturing: Any = None  # TensorRT-RTX's context with graphs, when it is needed
         try:
-            self._context = self._new_context()
+            self._context = self._new_context(graphs=False)
         except BackendUnavailable:
             self._free_memory()
             raise
@@ -98,8 +100,7 @@ class Lane:
     @property
     def activation_bytes(self) -> int:
         """Memory that the engine computes in, for all of the lane's contexts together."""
-        engine = self._plant.engine
-        return int(engine.device_memory_size_v2)
+        return self._size_to_compute_in * (1 if self._self_capturing is None else 2)
 
     @property
     def device_bytes(self) -> int:
@@ -113,7 +114,7 @@ class Lane:
 
     @property
     def graphs(self) -> int:
-        """How many CUDA graphs it has."""
+        """How many CUDA graphs it has captured."""
         return len(self._captured)
 
     def run(self, profile: int, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -126,14 +127,13 @@ class Lane:
         key = GraphKey(profile, tuple(arrays[port.name].shape for port in self._inputs))
         try:
             decision = self._policy.decide(key)
-            if decision is Decision.LAUNCH:
-                captured = self._captured[key]
+            captured = self._captured.get(key)
+            if captured is not None:
                 prepared = captured.prepared
                 self._upload(arrays)
                 self._cuda.launch(captured.graph, self._stream)
             else:
-                own = decision is Decision.CAPTURE
-                prepared = self._prepared(profile, arrays, own_context=own)
+                prepared = self._prepared(self._context_for(decision), profile, arrays)
                 self._upload(arrays)
                 self._enqueue(prepared.context)
             views = self._queued_downloads(prepared.outputs)
@@ -187,23 +187,34 @@ class Lane:
         if self._context is None:
             return
         self._forget_graphs()
-        self._context = None  # TensorRT frees it with the last reference
+        self._context = self._self_capturing = None  # freed with the last reference
         self._free_memory()
 
-    def _new_context(self) -> Any:
+    @property
+    def _size_to_compute_in(self) -> int:
+        engine = self._plant.engine
+        return int(engine.device_memory_size_v2)
+
+    def _context_for(self, decision: Decision) -> Any:
+        if decision is Decision.RUN:
+            return self._context
+        if self._plant.flavor.captures_graphs:
+            return self._new_context(graphs=False)
+        if self._self_capturing is None:
+            self._self_capturing = self._new_context(graphs=True)
+        return self._self_capturing
+
+    def _new_context(self, *, graphs: bool) -> Any:
         plant = self._plant
-        context = plant.flavor.create_context(plant.trt, plant.engine, plant.graphs)
+        context = plant.flavor.create_context(plant.trt, plant.engine, graphs)
         if context is None:
             raise plant.refusal("cannot prepare this engine to run")
         if plant.flavor.shares_activations:
-            self._activations.reserve(self.activation_bytes)
+            self._activations.reserve(self._size_to_compute_in)
             context.set_device_memory(self._activations.address, self._activations.size)
         return context
 
-    def _prepared(
-        self, profile: int, arrays: Mapping[str, Array], *, own_context: bool
-    ) -> Prepared:
-        context = self._new_context() if own_context else self._context
+    def _prepared(self, context: Any, profile: int, arrays: Mapping[str, Array]) -> Prepared:
         outputs = self._set_shapes(context, profile, {n: a.shape for n, a in arrays.items()})
         sizes = {name: array.nbytes for name, array in arrays.items()}
         for port in self._outputs:
@@ -270,6 +281,9 @@ class Lane:
 
         An engine may have what cannot be recorded; it then runs without graphs.
         """
+        if not self._plant.flavor.captures_graphs:
+            self._policy.captured(key)
+            return
         try:
             self._cuda.begin_capture(self._stream)
             try:

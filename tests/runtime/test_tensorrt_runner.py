@@ -270,12 +270,20 @@ def test_graphs_can_be_left_out(cudart: Cudart) -> None:
 def test_tensorrt_rtx_captures_graphs_by_itself(cudart: Cudart, graphs: bool) -> None:
     engine = Engine(cudart)
     runner = runner_of(engine, flavor=RTX, settings=RunSettings(1, graphs))
-    for _ in range(4):
-        runner.run(ids(2, 3))
-    (context,) = engine.contexts
-    expected = WHOLE_GRAPH_CAPTURE if graphs else None
-    assert (context.made_with.cuda_graph_strategy, context.memory) == (expected, None)
-    assert [what for what, _ in cudart.said].count("enqueue") == 4
+    for number, shape in enumerate([(4, 8), (2, 3), (2, 3), (1, 3), (2, 3)]):
+        batch = {"ids": np.full(shape, number, np.int64)}
+        np.testing.assert_array_equal(runner.run(batch)["doubled"], batch["ids"] * 2)
+    strategies = [context.made_with.cuda_graph_strategy for context in engine.contexts]
+    assert strategies == ([None, WHOLE_GRAPH_CAPTURE] if graphs else [None])
+    assert runner.memory.activations == 64 * len(strategies)
+    assert {context.memory for context in engine.contexts} == {None}
+    if graphs:  # what comes again
+        assert [context.ran for context in engine.contexts] == [
+            [(4, 8), (2, 3), (1, 3)],
+            [(2, 3), (2, 3)],
+        ]
+    assert [what for what, _ in cudart.said].count("enqueue") == 5
+    assert runner.graphs == 0
 
 
 def test_the_profile_is_chosen_for_each_batch(cudart: Cudart) -> None:
