@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from results import found_by
 BARS = {"bert-base": 2.8e6, "bert-large": 0.8e6}
 RATIO_BAR = 1.5  # against PyTorch SDPA with torch.compile, measured in the same cell
 _TORCH = "torch-"
+_WRONG = ("failure", "error")
 
 
 def summary(results: Path) -> str:
@@ -18,7 +20,7 @@ def summary(results: Path) -> str:
     lines = ["# GPU campaign", ""]
     peaks = [each["flops_per_second"] for each in found_by(results, "peak").values()]
     lines.append(f"Matrix products: {max(peaks) / 1e12:.0f} TFLOP/s" if peaks else "No peak yet.")
-    lines += _working(results)
+    lines += _working(results) + _tests(results)
     for stage in ("throughput", "mixed", "concurrency", "graphs"):
         cells = found_by(results, stage)
         if cells:
@@ -35,6 +37,16 @@ def _working(results: Path) -> list[str]:
     wrong = [name for name, each in found.items() if not each["right"]]
     told = f"; wrong: {', '.join(wrong)}" if wrong else ""
     return ["", f"TensorRT plans that ran: {len(found)}, right: {right}{told}"]
+
+
+def _tests(results: Path) -> list[str]:
+    cases = [c for each in found_by(results, "tests").values() for c in each["cases"]]
+    if not cases:
+        return ["", "No GPU test has run."]
+    counts = Counter(case["outcome"] for case in cases)
+    told = ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items()))
+    wrong = [f"- {c['name']}: {c['reason']}" for c in cases if c["outcome"] in _WRONG]
+    return ["", f"GPU tests: {told}", *wrong]
 
 
 def _table(cells: dict[str, dict[str, Any]]) -> list[str]:

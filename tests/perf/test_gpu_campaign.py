@@ -188,6 +188,7 @@ def test_every_stage_runs_without_a_gpu(campaigned: Path) -> None:
 def test_the_summary_claims_nothing_that_was_not_measured(campaigned: Path, tmp_path: Path) -> None:
     text = (campaigned / "copy" / "summary.md").read_text()
     assert "No TensorRT plan has run." in text
+    assert "No GPU test has run." in text
     assert "- bert-base: not measured" in text
     cell = {
         "timings": {
@@ -319,6 +320,28 @@ def test_plans_with_cuda_graphs_and_without(campaigned: Path, as_if_plans_ran: P
     assert set(item["found"]["timings"]) == {"rtx", "rtx-without-graphs"}
     assert item["found"]["baseline"] == "rtx-without-graphs"
     assert script("rtx").load(None).loaded == [True, False, True]
+
+
+def test_gpu_tests_are_told_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign, results = script("campaign"), script("results")
+    own = tmp_path / "test_own.py"
+    own.write_text(
+        "import pytest\n"
+        "@pytest.mark.gpu\ndef test_good():\n    pass\n"
+        "@pytest.mark.gpu\ndef test_bad():\n    assert 1 == 2\n"
+        "@pytest.mark.gpu\ndef test_not_here():\n    pytest.skip('no GPU')\n"
+        "def test_other():\n    pass\n"
+    )
+    where = campaign.Where("cpu", "fp32", tmp_path)
+    stage = results.Stage("tests", (tmp_path / "results",), time.monotonic() + 60)
+    campaign.tests(stage, campaign.Call(where, campaign.SMALL, (), (str(own),)))
+    stage.write(complete=True)
+    (found,) = results.found_by(tmp_path / "results", "tests").values()
+    told = {case["name"].rpartition("::")[2]: case["outcome"] for case in found["cases"]}
+    assert told == {"test_good": "passed", "test_bad": "failure", "test_not_here": "skipped"}
+    text = script("summary").summary(tmp_path / "results")
+    assert "GPU tests: 1 failure, 1 passed, 1 skipped" in text
+    assert "test_bad: " in text
 
 
 def test_cuda_libraries_of_pip_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
