@@ -246,8 +246,8 @@ def _compare_with_new(model: ir.Model, node: ir.Node, place: int, kept: Ids) -> 
     new = np.searchsorted(kept, old).clip(max=len(kept) - 1)
     array = np.where(kept[new] == old, new, old).astype(old.dtype)
     node.replace_input_with(place, add_constant(model, f"{operand.name}_kept", array))
-    if not operand.uses() and operand.name in model.graph.initializers:
-        del model.graph.initializers[operand.name]
+    if not operand.uses() and operand.is_initializer():
+        del model.graph.initializers[str(operand.name)]
 
 
 def _refusal(node: ir.Node | None, reason: str) -> UsageError:
