@@ -127,10 +127,18 @@ def _summary(manifest: Manifest) -> dict[str, str]:
         "text": f"at most {preprocess.max_length} tokens, padded on the {preprocess.padding_side}"
         if preprocess
         else "",
+        "vocabulary": _vocabulary(manifest),
         "reports": ", ".join(n for n in manifest.files if n.startswith("reports/")),
         "written by": f"tfc {manifest.tfc}, schema {manifest.schema}",
     }
     return {name: value for name, value in rows.items() if value}
+
+
+def _vocabulary(manifest: Manifest) -> str:
+    """How much of a trimmed vocabulary was kept; empty where it is whole."""
+    step = manifest.step("trim-vocab")
+    tokens = _mapping(step.result.get("tokens")) if step is not None else {}
+    return f"{_plain(tokens['after'])} of {_plain(tokens['before'])} tokens" if tokens else ""
 
 
 def _members(manifest: Manifest) -> list[RenderableType]:

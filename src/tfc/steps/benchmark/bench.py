@@ -21,6 +21,7 @@ from tfc.steps.benchmark.contestants import (
     SDPA,
     CheckpointPlace,
     Entry,
+    check_same_vocabulary,
     engine_entries,
     hardware_of,
     open_each,
@@ -153,6 +154,7 @@ def bench(
     forms = ((SDPA,) if pytorch else ()) if isinstance(pytorch, bool) else pytorch
     place = CheckpointPlace(checkpoint, base, trust_remote_code, allow_pickle)
     own, left_out = engine_entries(artifact, engines)
+    check_same_vocabulary(artifact, against)
     others, not_others = other_entries(against)
     entries = [*pytorch_entries(artifact, forms, place), *own, *others]
     taken = sizes_of([artifact.manifest.engines[entry.which] for entry in own])
