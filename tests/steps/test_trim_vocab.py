@@ -26,7 +26,7 @@ from tfc.runtime.assembly import text_encoder_of
 from tfc.runtime.rows import Columns
 from tfc.steps.benchmark.contestants import check_same_vocabulary
 from tfc.steps.vocabulary.corpus import corpus_from_file
-from tfc.vocabulary import vocabulary_of
+from tfc.vocabulary import Vocabulary, vocabulary_of
 
 pytestmark = pytest.mark.ort
 
@@ -43,6 +43,12 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _vocabulary(path: Path) -> Vocabulary:
+    found = vocabulary_of(Artifact.open(path))
+    assert found is not None
+    return found
+
+
 def _outputs(artifact: Artifact, texts: list[str]) -> tuple[Any, dict[str, np.ndarray]]:
     """Logits of the graph that is in the artifact, and what it was given."""
     encoder = text_encoder_of(artifact)
@@ -53,8 +59,7 @@ def _outputs(artifact: Artifact, texts: list[str]) -> tuple[Any, dict[str, np.nd
 
 def test_a_trimmed_model_says_what_the_whole_one_says(masked: Path) -> None:
     whole, trimmed = (Artifact.open(masked / name) for name in ("whole", "trimmed"))
-    vocabulary = vocabulary_of(trimmed)
-    assert vocabulary is not None
+    vocabulary = _vocabulary(trimmed.path)
     assert vocabulary_of(whole) is None
     old, new = (_outputs(each, [*TEXTS[:2], f"{TEXTS[0]} <mask>"]) for each in (whole, trimmed))
     assert (vocabulary.old[new[1]["input_ids"]] == old[1]["input_ids"]).all()
@@ -62,7 +67,9 @@ def test_a_trimmed_model_says_what_the_whole_one_says(masked: Path) -> None:
     kept = len(vocabulary.kept)
     assert 261 < kept < vocabulary.size == 320
     assert trimmed.manifest.signature.outputs[0].shape[-1] == kept
-    result = trimmed.manifest.step("trim-vocab").result
+    step = trimmed.manifest.step("trim-vocab")
+    assert step is not None
+    result = step.result
     assert result["tokens"] == {"before": 320, "after": kept}
     assert result["outputs"]["model"] == {"rows": 2, "difference": 0.0}
     assert result["weight_bytes"]["after"] * 320 == result["weight_bytes"]["before"] * kept
@@ -79,7 +86,7 @@ def test_pytorch_with_all_tokens_agrees_and_masks_are_filled_with_kept_ones(mask
         tfc.Session.load(path).predict([text], top_k=320 if path == whole else 5)[0]["masks"][0]
         for path in (whole, masked / "trimmed")
     )
-    kept = vocabulary_of(Artifact.open(masked / "trimmed")).new_ids
+    kept = _vocabulary(masked / "trimmed").new_ids
     best = [each for each in old if each["token"] in kept][:5]
     assert [kept[e["token"]] for e in best] == [e["token"] for e in new]
     assert [e["sequence"] for e in best] == [e["sequence"] for e in new]
@@ -118,8 +125,7 @@ def test_a_model_that_writes_keeps_what_its_settings_name(
     made = tfc.trim_vocab(
         source, tmp_path / "corpus.jsonl", output=tmp_path / "trimmed", text_column="said"
     ).artifact
-    vocabulary = vocabulary_of(made)
-    assert vocabulary is not None
+    vocabulary = _vocabulary(made.path)
     whole = Artifact.open(source).manifest
     for name in ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id"):
         old, new = (m.task.generation[name] for m in (whole, made.manifest))
@@ -135,8 +141,10 @@ def test_a_model_that_writes_keeps_what_its_settings_name(
 def test_the_command_tells_what_went(masked: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(masked / "whole", tmp_path / "artifact"))
     words = ["optimize", str(folder), "--trim-vocab", str(masked / "corpus.txt")]
+    more = CliRunner().invoke(group, [*words, "--keep-tokens", "318", "-o", str(tmp_path / "b")])
+    assert more.stdout.startswith("vocabulary 320 → 319 tokens ")
     ended = CliRunner().invoke(group, words, catch_exceptions=False)
-    kept = len(vocabulary_of(Artifact.open(folder)).kept)
+    kept = len(_vocabulary(folder).kept)
     assert ended.exit_code == 0
     lines = ended.stdout.splitlines()
     assert lines[0] == f"vocabulary 320 → {kept} tokens   (BPE)"
@@ -155,6 +163,7 @@ def test_the_command_tells_what_went(masked: Path, tmp_path: Path) -> None:
     [
         (["{a}"], "Missing option '--target'"),
         (["{a}", "--text-column", "t"], "a column is named, and no corpus that has it"),
+        (["{a}", "--keep-tokens", "9"], "no vocabulary is trimmed"),
         (["m.onnx", "--trim-vocab", "c"], "an ONNX file has no tokenizer that could be trimmed"),
         (["{a}", "--trim-vocab", "c", "--explain", "n"], "--explain writes nothing"),
     ],
@@ -174,8 +183,9 @@ def test_what_cannot_be_trimmed_is_told(tiny_artifact: Path, tmp_path: Path) -> 
     assert error.value.what == (
         "this artifact has engines with the whole vocabulary (onnxruntime-fp32)"
     )
+    assert whole.manifest.preprocess is not None
     both = Ensemble("mean", "softmax", [], [whole.manifest.preprocess])
-    manifests = {
+    manifests: dict[str, dict[str, Any]] = {
         "this ensemble has 2 tokenizers, and one vocabulary is trimmed at a time": {
             "ensemble": both
         },

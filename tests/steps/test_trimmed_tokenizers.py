@@ -38,19 +38,22 @@ def _trimmed(content: dict[str, Any], corpus: list[str]) -> tuple[TokenizerFile,
 
 
 def _wordpiece() -> dict[str, Any]:
-    return json.loads((TOKENIZER_FOLDER / "tokenizer.json").read_text())
+    content: dict[str, Any] = json.loads((TOKENIZER_FOLDER / "tokenizer.json").read_text())
+    return content
 
 
 def _byte_level() -> dict[str, Any]:
     from tokenizers_made import byte_level
 
-    return json.loads(byte_level().backend_tokenizer.to_str())
+    content: dict[str, Any] = json.loads(byte_level().backend_tokenizer.to_str())
+    return content
 
 
 def _unigram() -> dict[str, Any]:
     from tokenizers_made import unigram
 
-    return json.loads(unigram().backend_tokenizer.to_str())
+    content: dict[str, Any] = json.loads(unigram().backend_tokenizer.to_str())
+    return content
 
 
 def _file(model: dict[str, Any], **others: Any) -> dict[str, Any]:

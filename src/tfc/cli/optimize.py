@@ -50,6 +50,7 @@ def command(
     trim_vocab: str | None,
     text_column: str | None,
     pair_column: str | None,
+    keep_tokens: int | None,
     place: str | None,
     output: str | None,
     as_json: bool,
@@ -71,7 +72,7 @@ def command(
     of a corpus, which give the same outputs as before; into a new artifact with -o.
     """
     is_file = Path(source).is_file() or source.endswith(".onnx")
-    trimming = Trimming(trim_vocab, text_column, pair_column)
+    trimming = Trimming(trim_vocab, text_column, pair_column, keep_tokens)
     check_trimming(trimming, is_file=is_file, explains=place is not None)
     before: dict[str, Any] = {}
     if trim_vocab is not None:

@@ -26,11 +26,19 @@ class Trimming:
     corpus: str | None
     text_column: str | None
     pair_column: str | None
+    keep_tokens: int | None
 
 
 def trim_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The corpus, and its fields."""
     for decorate in (
+        click.option(
+            "--keep-tokens",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Keep the first N tokens of the vocabulary too, where most tokenizers have the "
+            "frequent ones.",
+        ),
         click.option("--pair-column", metavar="NAME", help="Field of a second text of the corpus."),
         click.option(
             "--text-column",
@@ -59,6 +67,8 @@ def check_trimming(trimming: Trimming, *, is_file: bool, explains: bool) -> None
             raise UsageError(
                 "a column is named, and no corpus that has it", fix="Name it with --trim-vocab"
             )
+        if trimming.keep_tokens is not None:
+            raise UsageError("no vocabulary is trimmed", fix="Name a corpus with --trim-vocab")
         return
     if is_file:
         raise UsageError(
@@ -81,6 +91,7 @@ def trimmed(source: str, trimming: Trimming, output: str | None, quiet: bool) ->
             output=output,
             text_column=trimming.text_column,
             pair_column=trimming.pair_column,
+            keep_tokens=trimming.keep_tokens or 0,
             on_progress=lambda what, done, total: report(done, total, what),
         )
     if not quiet:

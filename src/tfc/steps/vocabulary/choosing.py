@@ -39,8 +39,12 @@ class Choice:
     new_text: NewText | None
 
 
-def chosen_tokens(artifact: Artifact, corpus: Corpus, models: Sequence[Any]) -> Choice:
+def chosen_tokens(
+    artifact: Artifact, corpus: Corpus, models: Sequence[Any], first: int = 0
+) -> Choice:
     """Choose the tokens, cut the tokenizer, and compare it with the whole one.
+
+    The `first` tokens of the vocabulary stay too.
 
     Raises:
         UsageError: the tokenizer, or a graph, is of a kind that cannot be cut.
@@ -57,6 +61,7 @@ def chosen_tokens(artifact: Artifact, corpus: Corpus, models: Sequence[Any]) -> 
     needed = file.structural() | ids_in_use(preprocess, task) | used_ids(before, file, prompts)
     for model in models:
         needed |= {i for i in compared_ids(model, [INPUT_IDS]) if 0 <= i < file.size}
+    needed.update(i for i in file.ids.values() if i < first)
     seen = len(corpus.texts) - corpus.held_out
     of_first = used_ids(before, file, corpus.texts[:seen])
     of_rest = used_ids(before, file, corpus.texts[seen:])

@@ -50,6 +50,7 @@ def trim_vocab(
     output: str | Path | None = None,
     text_column: str | None = None,
     pair_column: str | None = None,
+    keep_tokens: int = 0,
     on_progress: OnProgress = no_progress,
 ) -> TrimResult:
     """Cut an artifact's vocabulary to what a corpus uses.
@@ -65,6 +66,8 @@ def trim_vocab(
         output: the folder of a new artifact; `artifact` itself is changed if None.
         text_column: the field of a row that holds its text; ``text`` if None.
         pair_column: the field of a second text.
+        keep_tokens: keep so many tokens from the start of the vocabulary too, where most
+            tokenizers have the frequent ones: new text is then cut into fewer pieces.
         on_progress: called with what is under way.
 
     Raises:
@@ -80,7 +83,11 @@ def trim_vocab(
     texts = corpus_from_file(path, columns)
     step = Step(
         name=NAME,
-        options={"text_column": text_column, "pair_column": pair_column},
+        options={
+            "text_column": text_column,
+            "pair_column": pair_column,
+            "keep_tokens": keep_tokens,
+        },
         inputs={"checkpoint": source.manifest.checkpoint.sha256, "corpus": sha256_of_file(path)},
         outputs=[],
         versions={**versions_of("tokenizers", "onnx-ir"), **onnxruntime_version()},
@@ -153,7 +160,9 @@ def _trimmed_in_place(
     begun = time.perf_counter()
     on_progress("tokenizing the corpus", 0, 1)
     models = {name: loaded_graph(artifact, name) for name in artifact.manifest.graphs}
-    tokens = chosen_tokens(artifact, corpus, list(models.values()))
+    tokens = chosen_tokens(
+        artifact, corpus, list(models.values()), int(step.options["keep_tokens"])
+    )
     outputs = vocabulary_outputs(artifact.manifest.task.name)
     cuts = {}
     for number, (name, model) in enumerate(models.items()):
