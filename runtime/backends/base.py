@@ -134,12 +134,17 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Built:
-    """What a build gave: the files' versions, what it was built for, its kernels if known."""
+    """What a build gave: the files' versions, what it was built for, its kernels if known.
+
+    Of several optimization profiles, `kernels` are those of the one with the fewest fused ones.
+    `memory` has the bytes of activations that each profile needs, where the compiler tells.
+    """
 
     versions: Mapping[str, str]
     hardware: str
     kernels: tuple[Kernel, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    memory: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,10 +155,13 @@ class BuildOptions:
         compute_capabilities: the GPUs that an ahead-of-time build is for, as `8.9`; empty for
             what the backend takes by itself.
         on_progress: called while the backend compiles; what it raises stops the build.
+        profiles: several optimization profiles in one engine, for a backend that compiles for
+            sizes; empty for the one profile of the build.
     """
 
     compute_capabilities: tuple[str, ...] = ()
     on_progress: OnProgress = no_progress
+    profiles: tuple[Profile, ...] = ()
 
 
 DEFAULTS = BuildOptions()

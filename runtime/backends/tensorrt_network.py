@@ -15,8 +15,13 @@ from typing import Any
 
 from tfc.errors import BackendUnavailable, BadInput, UsageError
 from tfc.runtime.backends.base import DEFAULTS, BuildOptions, Inputs, Kernel, Profile
-from tfc.runtime.backends.kernel_log import kernels_from_inspector, kernels_from_log
-from tfc.runtime.backends.kernels import audit_of_kernels
+from tfc.runtime.backends.kernel_log import (
+    kernels_by_profile,
+    kernels_from_inspector,
+    kernels_from_log,
+    memory_from_log,
+)
+from tfc.runtime.backends.kernels import audit_of_kernels, least_fused
 from tfc.runtime.backends.tensorrt_errors import (
     EXPORT,
     build_refusal,
@@ -42,12 +47,16 @@ _DECOMPOSED = (
 
 @dataclass(frozen=True)
 class Plan:
-    """A built plan: its bytes, what it is portable to, its kernels, and what to know about it."""
+    """A built plan: its bytes, what it is portable to, its kernels, and what to know about it.
+
+    `kernels` and `memory` are as in `Built`.
+    """
 
     data: bytes
     hardware: str
     kernels: tuple[Kernel, ...]
     notes: tuple[str, ...]
+    memory: tuple[int, ...]
 
 
 def plan_from_onnx(
@@ -76,13 +85,15 @@ def plan_from_onnx(
     if tried.data is None:
         error = first_error(trt, tried.logger)
         raise build_refusal(flavor, error, model, messages_of(tried.logger))
-    kernels = _kernels(trt, tried.logger, tried.data, can_load=bool(present))
+    listed = _kernels(trt, tried.logger, tried.data, can_load=bool(present))
+    kernels = least_fused(kernels_by_profile(listed))
     if not kernels:
         notes: tuple[str, ...] = ("the builder's log does not list the compiled kernels",)
     else:
         fused = audit_of_kernels(kernels).fused_attention
         notes = (_DECOMPOSED,) if fused < tried.decomposable else ()
-    return Plan(tried.data, tried.hardware, kernels, notes)
+    memory = memory_from_log(messages_of(tried.logger))
+    return Plan(tried.data, tried.hardware, kernels, notes, memory)
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,8 @@ class _Build:
             decomposable = _let_attention_be_decomposed(self.trt, network)
         config = builder.create_builder_config()
         config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
-        _add_shapes(builder, config, network, self.inputs, self.profile, self.model)
+        for profile in self.options.profiles or (self.profile,):
+            _add_shapes(builder, config, network, self.inputs, profile, self.model)
         asked = self.options.compute_capabilities
         hardware = self.flavor.target_hardware(self.trt, config, self.present, asked)
         report = self.options.on_progress

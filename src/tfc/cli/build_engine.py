@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tfc.cli.build_options import traffic_options
 from tfc.cli.console import facts, human_bytes, human_seconds, out, progress
 from tfc.cli.options import (
     CapabilityList,
@@ -20,6 +21,7 @@ from tfc.cli.options import (
     json_option,
     passes_option,
 )
+from tfc.cli.traffic_display import profile_rows
 
 if TYPE_CHECKING:
     from tfc.manifest import Engine, Manifest
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     type=SizeRange(),
     help="Lengths in tokens to build for.  [default: 1:128:longest text]",
 )
+@traffic_options
 @click.option(
     "--sm",
     "compute_capabilities",
@@ -103,6 +106,8 @@ def command(
     backend: str,
     batch: tuple[int, int, int] | None,
     sequence: tuple[int, int, int] | None,
+    profile_from: str | None,
+    buckets: int | None,
     compute_capabilities: tuple[str, ...],
     calib: str | None,
     calib_method: str | None,
@@ -147,6 +152,8 @@ def command(
             backend=backend,
             batch=batch,
             sequence=sequence,
+            profile_from=profile_from,
+            buckets=buckets,
             compute_capabilities=compute_capabilities,
             calib=calib,
             calib_method=calib_method,
@@ -195,6 +202,7 @@ def _rows(manifest: Manifest, result: BuildResult) -> dict[str, str]:
         "profile": ", ".join(
             f"{axis} {':'.join(map(str, sizes))}" for axis, sizes in engine.profile.items()
         ),
+        **profile_rows(engine),
         "fusions": _fusions(manifest, engine.backend),
     }
     if "kernels" in engine.audit:

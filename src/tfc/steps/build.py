@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfc.artifact import Artifact
+from tfc.artifact import Artifact, Change
 from tfc.errors import BackendUnavailable, UsageError
 from tfc.kernel_report import report_to_json
-from tfc.manifest import Engine, Graph, Step
+from tfc.manifest import MODEL, Engine, Graph, Step, Traffic
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.backends import choose_backend, why_no_kernels
 from tfc.runtime.backends.base import (
@@ -34,6 +34,9 @@ from tfc.steps.precision import convert
 from tfc.steps.precision_notes import pin_notes
 from tfc.steps.profiles import profile_of
 from tfc.steps.record import OnProgress, no_progress
+from tfc.steps.traffic.draft import check_asked, draft_of, measured_traffic, option_of
+from tfc.steps.traffic.lengths import Lengths, lengths_of_data
+from tfc.steps.traffic.plan import Draft, profiles_as_json
 
 AUTO = "auto"
 RUNNABLE = "runnable"
@@ -66,6 +69,8 @@ def build_engine(
     backend: str = AUTO,
     batch: tuple[int, int, int] | None = None,
     sequence: tuple[int, int, int] | None = None,
+    profile_from: str | Path | None = None,
+    buckets: int | None = None,
     compute_capabilities: Sequence[str] = (),
     calib: str | Path | None = None,
     calib_method: str | None = None,
@@ -88,6 +93,9 @@ def build_engine(
             runs here.
         batch: smallest, best and largest batch size.
         sequence: smallest, best and largest length in tokens.
+        profile_from: a file of texts such as the engine will read (a file, folder or glob that a
+            batch job takes); their lengths choose the sizes.
+        buckets: how many optimization profiles; as many as pay if None.
         compute_capabilities: the GPUs, as `8.9`, that TensorRT-RTX builds for ahead of time; all
             that can share a plan if empty, and in fp8 8.9 and 12.0.
         calib: for int8 and fp8, a JSONL file with a text per row like those that the model will
@@ -116,7 +124,8 @@ def build_engine(
     """
     artifact = Artifact.of(artifact)
     columns = (text_column, pair_column, label_column)
-    given = (calib, calib_method, calib_limit, max_drop, int8_form, *columns)
+    given = (calib, calib_method, calib_limit, max_drop, int8_form, label_column)
+    reads = any(value is not None for value in (*given, *(() if profile_from else columns)))
     int8 = None
     if precision in QUANTIZED:
         int8 = int8_options(
@@ -129,7 +138,7 @@ def build_engine(
             limit=calib_limit,
         )
         check_reads_text(artifact, precision)
-    elif any(value is not None for value in given):
+    elif reads:
         raise UsageError(
             f"calibration is for int8 and fp8, and the precision is {precision}",
             fix="Give --int8 or --fp8, or leave the options of the calibration out",
@@ -138,10 +147,24 @@ def build_engine(
     if int8 is not None and chosen.name == _FIXED_RANGES and int8.form == AUTO:
         int8 = dataclasses.replace(int8, form=STATIC)
     available = chosen.availability()
-    build = BuildOptions(tuple(compute_capabilities), on_progress)
+    check_asked(chosen, profile_from, buckets, sequence)
+    build = BuildOptions(tuple(compute_capabilities), on_progress=on_progress)
     if precision == FP8:
         build = options_for_fp8(chosen.name, build)
     profile = profile_of(artifact, batch, sequence)
+    draft = lengths = None
+    if profile_from is not None:
+        lengths = lengths_of_data(artifact, profile_from, text_column, pair_column, on_progress)
+        draft = draft_of(
+            artifact,
+            chosen,
+            available.hardware,
+            profile,
+            lengths,
+            buckets=buckets,
+            any_batch=batch is None,
+        )
+        profile, build = draft.profile, dataclasses.replace(build, profiles=draft.profiles)
     optimize(
         artifact,
         chosen.target,
@@ -162,7 +185,12 @@ def build_engine(
     files = {graph: f"engines/{name}/{graph}{chosen.suffix}" for graph in models}
     step = Step(
         name=f"build-engine:{name}",
-        options={"profile": profile.as_json(), "allow_missed": allow_missed, **_for_gpus(build)},
+        options={
+            "profile": profile.as_json(),
+            "allow_missed": allow_missed,
+            **_for_gpus(build),
+            **(option_of(lengths, buckets) if lengths is not None else {}),
+        },
         inputs={model: artifact.sha256(model) for model in models.values()},
         outputs=[*files.values(), *filter(None, [kernels_file(chosen, name)])],
         versions={chosen.name: available.version, "hardware": available.hardware},
@@ -174,7 +202,7 @@ def build_engine(
         engine = artifact.manifest.engines[name]
         return BuildResult(artifact, name, engine, why, notes, skipped=True)
     on_progress(f"building with {chosen.name}", 0, 1)
-    plan = _Plan(models, files, profile, precision, build)
+    plan = _Plan(models, files, profile, precision, build, draft, lengths)
     engine, more = _build(artifact, chosen, available, step, plan)
     return BuildResult(artifact, name, engine, why, notes + more, skipped=False)
 
@@ -213,6 +241,8 @@ class _Plan:
     profile: Profile
     precision: str
     options: BuildOptions
+    draft: Draft | None = None
+    lengths: Lengths | None = None
 
 
 def _build(
@@ -251,6 +281,9 @@ def _build(
             versions=dict(built[0].versions),
             hardware=built[0].hardware,
             audit=audit.audit,
+            profiles=profiles_as_json(plan.options.profiles),
+            memory=list(built[0].memory),
+            traffic=_traffic(artifact, chosen, change, plan),
         )
         seconds = time.perf_counter() - begun
         change.record(dataclasses.replace(step, seconds=seconds, result={"audit": audit.audit}))
@@ -261,6 +294,17 @@ def _build(
             verdicts=verdicts,
         )
     return engine, (*dict.fromkeys(note for one in built for note in one.notes), *audit.notes)
+
+
+def _traffic(artifact: Artifact, chosen: Backend, change: Change, plan: _Plan) -> Traffic | None:
+    """How texts are batched; where the cost was not counted, it is measured on the engine."""
+    if plan.draft is None or plan.lengths is None:
+        return None
+    traffic = plan.draft.traffic
+    if traffic.cost:
+        return traffic
+    file = change.path(plan.files[MODEL])
+    return measured_traffic(artifact, chosen, file, traffic, plan.lengths)
 
 
 def inputs_of_graph(graph: Graph) -> Inputs:

@@ -1,0 +1,29 @@
+"""Options of `tfc build-engine` that belong together."""
+
+from __future__ import annotations
+
+import click
+
+from tfc.cli.options import Command
+
+
+def traffic_options(function: Command) -> Command:
+    """Sizes from the user's own texts."""
+    for decorate in (
+        click.option(
+            "--buckets",
+            type=click.IntRange(1, 8),
+            metavar="N",
+            help="For TensorRT, with --profile-from: how many lengths to compile for.  [default: as"
+            " many as save 2% each]",
+        ),
+        click.option(
+            "--profile-from",
+            type=click.Path(),
+            metavar="DATA",
+            help="Texts such as the engine will read, in any format of 'tfc run': their lengths "
+            "choose the sizes, in place of --seq.",
+        ),
+    ):
+        function = decorate(function)
+    return function
