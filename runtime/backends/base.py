@@ -147,6 +147,16 @@ class Built:
     memory: tuple[int, ...] = ()
 
 
+class KernelTimings(Protocol):
+    """Times of kernels that builds keep for later ones."""
+
+    def read(self) -> bytes:
+        """What is kept; empty where there is nothing."""
+
+    def update(self, combined: Callable[[bytes], bytes]) -> None:
+        """Replace what is kept by what `combined` makes of it."""
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """What a build may be asked for beside the sizes.
@@ -157,11 +167,13 @@ class BuildOptions:
         on_progress: called while the backend compiles; what it raises stops the build.
         profiles: several optimization profiles in one engine, for a backend that compiles for
             sizes; empty for the one profile of the build.
+        timings: kept times of kernels, for a backend that chooses kernels by timing them.
     """
 
     compute_capabilities: tuple[str, ...] = ()
     on_progress: OnProgress = no_progress
     profiles: tuple[Profile, ...] = ()
+    timings: KernelTimings | None = None
 
 
 DEFAULTS = BuildOptions()

@@ -85,6 +85,9 @@ class Flavor:
         network_flags: major version → members of `NetworkDefinitionCreationFlag` that make a
             network strongly typed. Since TensorRT 11 every network is, and the flag is deprecated.
         builds_without_gpu: whether the builder works ahead of time.
+        times_kernels: whether the builder times kernels, and can be given the times of earlier
+            builds. TensorRT-RTX chooses kernels when it loads a plan; since 1.2 its timing cache
+            does nothing.
         target_hardware: sets what the plan is for, of the GPUs present and those asked for; returns
             it as words for the manifest.
     """
@@ -97,6 +100,7 @@ class Flavor:
     oldest: tuple[int, int]
     network_flags: Mapping[int, tuple[str, ...]]
     builds_without_gpu: bool
+    times_kernels: bool
     target_hardware: Callable[[Any, Any, Sequence[Gpu], Sequence[str]], str]
 
     def version(self) -> str:
@@ -155,6 +159,7 @@ FLAVORS = {
         oldest=(10, 13),
         network_flags={10: ("STRONGLY_TYPED",)},
         builds_without_gpu=False,
+        times_kernels=True,
         target_hardware=target_this_gpu,
     ),
     "tensorrt-rtx": Flavor(
@@ -166,6 +171,7 @@ FLAVORS = {
         oldest=(1, 7),
         network_flags={},
         builds_without_gpu=True,
+        times_kernels=False,
         target_hardware=target_rtx_gpus,
     ),
 }

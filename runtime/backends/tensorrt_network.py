@@ -2,8 +2,8 @@
 
 The variables that hold TensorRT's objects have fixed names, here and in the runner (`builder`,
 `network`, `parser`, `parser_error`, `config`, `shapes`, `tensor`, `layer`, `boundary`,
-`attention`, `memory`, `runtime`, `engine`, `context`, `inspector`): a test follows them to check
-every member that is used against the API of each TensorRT version.
+`attention`, `memory`, `timing`, `runtime`, `engine`, `context`, `inspector`): a test follows them
+to check every member that is used against the API of each TensorRT version.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from tfc.errors import BackendUnavailable, BadInput, UsageError
-from tfc.runtime.backends.base import DEFAULTS, BuildOptions, Inputs, Kernel, Profile
+from tfc.runtime.backends.base import (
+    DEFAULTS,
+    BuildOptions,
+    Inputs,
+    Kernel,
+    KernelTimings,
+    Profile,
+)
 from tfc.runtime.backends.kernel_log import (
     kernels_by_profile,
     kernels_from_inspector,
@@ -137,10 +144,38 @@ class _Build:
             _add_shapes(builder, config, network, self.inputs, profile, self.model)
         asked = self.options.compute_capabilities
         hardware = self.flavor.target_hardware(self.trt, config, self.present, asked)
+        timings = self.options.timings if self.flavor.times_kernels else None
+        timing = _used_timings(config, timings) if timings is not None else None
         report = self.options.on_progress
         memory = build_with_progress(self.trt, builder, network, config, report)
+        if timings is not None and memory is not None:
+            _keep_timings(config, timing, timings)
         data = None if memory is None else bytes(memory)
         return _Tried(data, hardware, logger, decomposable)
+
+
+def _used_timings(config: Any, timings: KernelTimings) -> Any:
+    """TensorRT takes no times of another version or GPU; then it begins with none.
+
+    What is returned has to live until the build is over.
+    """
+    timing = config.create_timing_cache(timings.read())
+    if timing is None or not config.set_timing_cache(timing, False):
+        timing = config.create_timing_cache(b"")
+        config.set_timing_cache(timing, False)
+    return timing
+
+
+def _keep_timings(config: Any, timing: Any, timings: KernelTimings) -> None:
+    """Add the times of this build to those that others kept meanwhile."""
+
+    def combined(kept: bytes) -> bytes:
+        if kept and (other_timing := config.create_timing_cache(kept)) is not None:
+            timing.combine(other_timing, False)
+        memory = timing.serialize()
+        return bytes(memory)
+
+    timings.update(combined)
 
 
 def _let_attention_be_decomposed(trt: Any, network: Any) -> int:

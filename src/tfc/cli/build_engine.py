@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfc.cli.build_options import traffic_options
+from tfc.cli.build_options import cache_option, traffic_options
 from tfc.cli.console import facts, human_bytes, human_seconds, out, progress
 from tfc.cli.options import (
     CapabilityList,
@@ -96,6 +96,7 @@ if TYPE_CHECKING:
 )
 @allow_missed_option
 @passes_option
+@cache_option
 @json_option
 def command(
     artifact: str,
@@ -119,6 +120,7 @@ def command(
     int8_form: str | None,
     allow_missed: bool,
     passes: tuple[str, ...],
+    no_cache: bool,
     as_json: bool,
 ) -> None:
     """Compile the graph into an engine.
@@ -165,6 +167,7 @@ def command(
             int8_form=int8_form,
             allow_missed=allow_missed,
             passes=passes,
+            cache=not no_cache,
             on_progress=lambda what, done, total: report(done, total, what),
         )
     if as_json:
@@ -184,6 +187,7 @@ def _as_json(result: BuildResult) -> dict[str, Any]:
         "engine": result.name,
         "why": result.why,
         "skipped": result.skipped,
+        "cache": result.cache,
         "notes": list(result.notes),
         **dataclasses.asdict(result.engine),
     }
@@ -209,6 +213,8 @@ def _rows(manifest: Manifest, result: BuildResult) -> dict[str, str]:
         rows["kernels"] = kernel_summary(engine.audit)
     if "precision" in engine.audit:
         rows["precision"] = precision_summary(engine.audit["precision"])
+    if result.cache:
+        rows["cache"] = result.cache
     for number, note in enumerate(result.notes):
         rows["note" + " " * number] = note
     return rows

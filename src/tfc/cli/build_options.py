@@ -27,3 +27,12 @@ def traffic_options(function: Command) -> Command:
     ):
         function = decorate(function)
     return function
+
+
+def cache_option(function: Command) -> Command:
+    """Whether earlier builds help, and this one later ones."""
+    return click.option(
+        "--no-cache",
+        is_flag=True,
+        help="Build anew, and keep nothing in ~/.cache/tfc (or TFC_CACHE_DIR).",
+    )(function)

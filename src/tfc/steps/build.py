@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tfc.artifact import Artifact, Change
+from tfc.build_cache import cache_of_user
 from tfc.errors import BackendUnavailable, UsageError
 from tfc.kernel_report import report_to_json
 from tfc.manifest import MODEL, Engine, Graph, Step, Traffic
@@ -23,6 +25,7 @@ from tfc.runtime.backends.base import (
     Profile,
 )
 from tfc.runtime.backends.fp8 import FP8, options_for_fp8
+from tfc.steps.cached_build import Builder
 from tfc.steps.engine_audit import audit_engine, kernels_file
 from tfc.steps.int8.convert import quantized_graph
 from tfc.steps.int8.forms import STATIC
@@ -34,7 +37,13 @@ from tfc.steps.precision import convert
 from tfc.steps.precision_notes import pin_notes
 from tfc.steps.profiles import profile_of
 from tfc.steps.record import OnProgress, no_progress
-from tfc.steps.traffic.draft import check_asked, draft_of, measured_traffic, option_of
+from tfc.steps.traffic.draft import (
+    check_asked,
+    compiles_for_sizes,
+    draft_of,
+    measured_traffic,
+    option_of,
+)
 from tfc.steps.traffic.lengths import Lengths, lengths_of_data
 from tfc.steps.traffic.plan import Draft, profiles_as_json
 
@@ -47,7 +56,10 @@ _FIXED_RANGES = "openvino"  # it is slow where ranges are those of each batch
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The engine, why its backend was chosen, and what is worth saying about the build."""
+    """The engine, why its backend was chosen, and what is worth saying about the build.
+
+    `cache` says what the build took from the cache, and what it left there.
+    """
 
     artifact: Artifact
     name: str
@@ -55,6 +67,7 @@ class BuildResult:
     why: str
     notes: tuple[str, ...]
     skipped: bool
+    cache: str = ""
 
 
 def engine_name(backend: str, precision: str) -> str:
@@ -82,6 +95,7 @@ def build_engine(
     int8_form: str | None = None,
     allow_missed: bool = False,
     passes: Sequence[str] = (),
+    cache: bool = True,
     on_progress: OnProgress = no_progress,
 ) -> BuildResult:
     """Build an engine; the graph is optimized and converted first where that was not done yet.
@@ -112,6 +126,8 @@ def build_engine(
             faster one that keeps the budget.
         allow_missed: build although a fusion was missed.
         passes: modules, or `.py` files, with passes of your own.
+        cache: take an engine that was built before, and keep this one for later builds, in
+            `~/.cache/tfc` or the folder in `TFC_CACHE_DIR`.
         on_progress: called with what is under way.
 
     Raises:
@@ -173,11 +189,14 @@ def build_engine(
         on_progress=on_progress,
     )
     on_progress("setting the precision", 0, 1)
+    kept = cache_of_user(os.environ) if cache else None
     weights_only = chosen.name == "onnxruntime" and available.hardware == _CPU
     models = {
         graph: quantized_graph(artifact, chosen.target, graph, int8, on_progress)
         if int8 is not None
-        else convert(artifact, chosen.target, graph, precision, weights_only=weights_only)
+        else convert(
+            artifact, chosen.target, graph, precision, weights_only=weights_only, cache=kept
+        )
         for graph in artifact.manifest.graphs
     }
     name = engine_name(chosen.name, precision)
@@ -203,8 +222,9 @@ def build_engine(
         return BuildResult(artifact, name, engine, why, notes, skipped=True)
     on_progress(f"building with {chosen.name}", 0, 1)
     plan = _Plan(models, files, profile, precision, build, draft, lengths)
-    engine, more = _build(artifact, chosen, available, step, plan)
-    return BuildResult(artifact, name, engine, why, notes + more, skipped=False)
+    kept = kept if compiles_for_sizes(chosen) else None
+    engine, more, cached = _build(Builder(artifact, chosen, available, kept), step, plan)
+    return BuildResult(artifact, name, engine, why, notes + more, skipped=False, cache=cached)
 
 
 def _for_gpus(build: BuildOptions) -> dict[str, list[str]]:
@@ -245,18 +265,18 @@ class _Plan:
     lengths: Lengths | None = None
 
 
-def _build(
-    artifact: Artifact, chosen: Backend, available: Availability, step: Step, plan: _Plan
-) -> tuple[Engine, tuple[str, ...]]:
+def _build(builder: Builder, step: Step, plan: _Plan) -> tuple[Engine, tuple[str, ...], str]:
+    artifact, chosen = builder.artifact, builder.chosen
     begun = time.perf_counter()
     with artifact.change() as change:
         built: list[Built] = []
+        cached: dict[str, None] = {}
         for graph, model in plan.models.items():
             inputs = inputs_of_graph(artifact.manifest.graphs[graph])
             target = change.path(plan.files[graph])
-            built.append(
-                chosen.build(artifact.file(model), target, inputs, plan.profile, plan.options)
-            )
+            one, said = builder.build(model, target, inputs, plan.profile, plan.options)
+            built.append(one)
+            cached[said] = None
         name = engine_name(chosen.name, plan.precision)
         audit = audit_engine(
             artifact,
@@ -270,7 +290,9 @@ def _build(
         if audit.report is not None:
             text = report_to_json(audit.report)
             change.path(kernels_file(chosen, name)).write_text(text, encoding="utf-8")
-        state, reason = _try_loading(chosen, available, [*map(change.path, plan.files.values())])
+        state, reason = _try_loading(
+            chosen, builder.available, [*map(change.path, plan.files.values())]
+        )
         engine = Engine(
             backend=chosen.name,
             precision=plan.precision,
@@ -293,7 +315,8 @@ def _build(
             engines={**change.manifest.engines, name: engine},
             verdicts=verdicts,
         )
-    return engine, (*dict.fromkeys(note for one in built for note in one.notes), *audit.notes)
+    notes = (*dict.fromkeys(note for one in built for note in one.notes), *audit.notes)
+    return engine, notes, "; ".join(cached)
 
 
 def _traffic(artifact: Artifact, chosen: Backend, change: Change, plan: _Plan) -> Traffic | None:
