@@ -8,14 +8,16 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import tfc
 from tfc.build_cache import BuildCache, Timings, cache_of_user
-from tfc.errors import UsageError
-from tfc.runtime.backends import backend
+from tfc.errors import BackendUnavailable, UsageError
+from tfc.onnx_files import save_onnx
+from tfc.runtime.backends import backend, tensorrt_refit
 from tfc.runtime.backends.base import (
     Availability,
     BuildOptions,
@@ -26,8 +28,14 @@ from tfc.runtime.backends.base import (
     Profile,
     Range,
 )
-from tfc.runtime.backends.tensorrt_flavors import FLAVORS
-from tfc.runtime.backends.tensorrt_network import _keep_timings, _used_timings
+from tfc.runtime.backends.tensorrt_flavors import FLAVORS, check_plan_options
+from tfc.runtime.backends.tensorrt_network import (
+    _keep_timings,
+    _set_plan_options,
+    _used_timings,
+)
+from tfc.runtime.backends.tensorrt_refit import refit_plan
+from tfc.runtime.gpu import Gpu
 from tfc.steps.cached_build import Builder
 
 TENSOR = KernelTensor("x", "Half", (-1, 384))
@@ -178,6 +186,126 @@ def test_only_the_same_build_is_taken(
     timings = compiler.built[0].timings
     assert isinstance(timings, Timings)
     assert timings.path.name == "tensorrt-10.13.3-NVIDIA-L4-8.9-"
+
+
+def test_a_refittable_engine_is_given_the_weights_of_the_next_checkpoint(
+    tiny_artifact: Path, cache: BuildCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, compiler = tfc.Artifact.open(tiny_artifact), Compiler()
+    builder = Builder(artifact, compiler, compiler.availability(), cache)
+    inputs, sizes, refit = Inputs({}), Profile(), BuildOptions(refit=True)
+    builder.build("model.onnx", tmp_path / "first", inputs, sizes, refit)
+    tune(artifact)
+    given: list[bytes] = []
+
+    def refitted(flavor: object, plan: Path, model: Path, target: Path) -> None:
+        given.append(plan.read_bytes())
+        target.write_text("refitted")
+
+    monkeypatch.setattr("tfc.steps.cached_build.refit_plan", refitted)
+    built, said = builder.build("model.onnx", tmp_path / "second", inputs, sizes, refit)
+    assert (built, said) == (BUILT, "an engine of this architecture, with the weights replaced")
+    assert given == [(tmp_path / "first").read_bytes()]
+    assert len(compiler.built) == 1
+
+    def refused(*_: object) -> None:
+        raise BackendUnavailable("it does not take them")
+
+    monkeypatch.setattr("tfc.steps.cached_build.refit_plan", refused)
+    tune(artifact)
+    builder.build("model.onnx", tmp_path / "third", inputs, sizes, refit)
+    tune(artifact)
+    builder.build("model.onnx", tmp_path / "fourth", inputs, sizes, BuildOptions())
+    assert len(compiler.built) == 3
+
+
+def tune(artifact: tfc.Artifact) -> None:
+    """Other weights in the same graph."""
+    import onnx_ir as ir
+
+    model = ir.load(artifact.file("model.onnx"))
+    value = next(
+        v for v in model.graph.initializers.values() if v.shape is not None and len(v.shape) > 1
+    )
+    value.const_value = ir.tensor(value.const_value.numpy() * 1.5, name=value.name)
+    with artifact.change() as change:
+        save_onnx(model, change.path("model.onnx"))
+
+
+class Engine:
+    """A deserialized plan, as far as refitting goes."""
+
+    def serialize(self) -> bytes:
+        return b"with new weights"
+
+
+@pytest.mark.parametrize("missing", [[], ["w"]])
+def test_refitting_through_the_parser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: list[str]
+) -> None:
+    calls: list[str] = []
+    trt = SimpleNamespace(
+        ILogger=FakeLogger,
+        Refitter=lambda engine, logger: SimpleNamespace(
+            get_missing_weights=lambda: missing,
+            refit_cuda_engine=lambda: calls.append("refit") or True,
+        ),
+        OnnxParserRefitter=lambda refitter, logger: SimpleNamespace(
+            refit_from_file=lambda file: calls.append(file) or True
+        ),
+    )
+    flavor: Any = SimpleNamespace(load=lambda: trt, label="TensorRT")
+    monkeypatch.setattr(tensorrt_refit, "engine_from_plan", lambda *_: Engine())
+    model, target = tmp_path / "m.onnx", tmp_path / "target"
+    if missing:
+        with pytest.raises(BackendUnavailable, match="cannot put these weights"):
+            refit_plan(flavor, tmp_path / "p", model, target)
+        assert calls == [str(model)]
+        assert not target.exists()
+        return
+    refit_plan(flavor, tmp_path / "p", model, target)
+    assert calls == [str(model), "refit"]
+    assert target.read_bytes() == b"with new weights"
+
+
+class FakeLogger:
+    """The severities that are looked for."""
+
+    ERROR, INTERNAL_ERROR = "ERROR", "INTERNAL_ERROR"
+
+
+def test_options_that_a_backend_does_not_have(tiny_artifact: Path) -> None:
+    for backend_name, options, says in (
+        ("tensorrt-rtx", {"refit": True}, "builds in seconds, and a refittable plan on a machine"),
+        ("tensorrt-rtx", {"version_compatible": True}, "runs with the version that built it"),
+        ("tensorrt-rtx", {"hardware_compatible": "ampere+"}, "runs on every GPU of the compute"),
+        ("onnxruntime", {"refit": True}, "--refit is for TensorRT, and the backend is onnxrun"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            check_plan_options(backend_name, BuildOptions(**options))
+    every = BuildOptions(refit=True, version_compatible=True, hardware_compatible="ampere+")
+    check_plan_options("tensorrt", every)
+
+
+def test_what_a_plan_for_other_gpus_and_versions_asks_of_the_builder() -> None:
+    said: list[str] = []
+    trt = SimpleNamespace(
+        BuilderFlag=SimpleNamespace(REFIT="REFIT", VERSION_COMPATIBLE="VERSION_COMPATIBLE"),
+        HardwareCompatibilityLevel=SimpleNamespace(
+            AMPERE_PLUS="AMPERE_PLUS", SAME_COMPUTE_CAPABILITY="SAME_COMPUTE_CAPABILITY"
+        ),
+    )
+    config = SimpleNamespace(set_flag=said.append, hardware_compatibility_level="NONE")
+    every = BuildOptions(refit=True, version_compatible=True, hardware_compatible="ampere+")
+    ada, turing = (Gpu(name, which, "13.0") for name, which in (("L4", "8.9"), ("T4", "7.5")))
+    assert _set_plan_options(trt, config, every, [ada]) == "compute capability 8.0 and later"
+    assert said == ["REFIT", "VERSION_COMPATIBLE"]
+    assert config.hardware_compatibility_level == "AMPERE_PLUS"
+    same = BuildOptions(hardware_compatible="same-capability")
+    assert _set_plan_options(trt, config, same, [turing]) == "GPUs of compute capability 7.5"
+    with pytest.raises(UsageError, match="cannot be built on T4, which has 7.5"):
+        _set_plan_options(trt, config, every, [turing])
+    assert _set_plan_options(trt, config, BuildOptions(), [ada]) == ""
 
 
 def test_times_of_several_builds_are_put_together(tmp_path: Path) -> None:

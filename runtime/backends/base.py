@@ -168,12 +168,19 @@ class BuildOptions:
         profiles: several optimization profiles in one engine, for a backend that compiles for
             sizes; empty for the one profile of the build.
         timings: kept times of kernels, for a backend that chooses kernels by timing them.
+        refit: whether the weights of the engine can be replaced later.
+        version_compatible: whether later versions of the backend are to run the engine, too.
+        hardware_compatible: which other GPUs are to run it (`tensorrt_flavors.HARDWARE_LEVELS`);
+            empty for none.
     """
 
     compute_capabilities: tuple[str, ...] = ()
     on_progress: OnProgress = no_progress
     profiles: tuple[Profile, ...] = ()
     timings: KernelTimings | None = None
+    refit: bool = False
+    version_compatible: bool = False
+    hardware_compatible: str = ""
 
 
 DEFAULTS = BuildOptions()

@@ -2,8 +2,9 @@
 
 The variables that hold TensorRT's objects have fixed names, here and in the runner (`builder`,
 `network`, `parser`, `parser_error`, `config`, `shapes`, `tensor`, `layer`, `boundary`,
-`attention`, `memory`, `timing`, `runtime`, `engine`, `context`, `inspector`): a test follows them
-to check every member that is used against the API of each TensorRT version.
+`attention`, `memory`, `timing`, `refitter`, `parser_refitter`, `runtime`, `engine`, `context`,
+`inspector`): a test follows them to check every member that is used against the API of each
+TensorRT version.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ from tfc.runtime.backends.tensorrt_errors import (
     messages_of,
     parser_refusal,
 )
-from tfc.runtime.backends.tensorrt_flavors import Flavor
+from tfc.runtime.backends.tensorrt_flavors import (
+    HARDWARE_LEVELS,
+    Flavor,
+    hardware_of_level,
+)
 from tfc.runtime.backends.tensorrt_progress import build_with_progress
 from tfc.runtime.gpu import Gpu
 
@@ -144,6 +149,7 @@ class _Build:
             _add_shapes(builder, config, network, self.inputs, profile, self.model)
         asked = self.options.compute_capabilities
         hardware = self.flavor.target_hardware(self.trt, config, self.present, asked)
+        hardware = _set_plan_options(self.trt, config, self.options, self.present) or hardware
         timings = self.options.timings if self.flavor.times_kernels else None
         timing = _used_timings(config, timings) if timings is not None else None
         report = self.options.on_progress
@@ -152,6 +158,19 @@ class _Build:
             _keep_timings(config, timing, timings)
         data = None if memory is None else bytes(memory)
         return _Tried(data, hardware, logger, decomposable)
+
+
+def _set_plan_options(trt: Any, config: Any, options: BuildOptions, present: Sequence[Gpu]) -> str:
+    """What the plan can do later; where it runs on other GPUs, those as words."""
+    if options.refit:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if not options.hardware_compatible:
+        return ""
+    member, _ = HARDWARE_LEVELS[options.hardware_compatible]
+    config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, member)
+    return hardware_of_level(options.hardware_compatible, present)
 
 
 def _used_timings(config: Any, timings: KernelTimings) -> Any:
@@ -263,6 +282,7 @@ def _kernels(trt: Any, logger: Any, data: bytes, *, can_load: bool) -> tuple[Ker
     if kernels or not can_load:
         return kernels
     runtime = trt.Runtime(logger)
+    runtime.engine_host_code_allowed = True  # a version-compatible plan brings a runtime
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         return ()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfc.cli.build_options import cache_option, traffic_options
+from tfc.cli.build_options import cache_option, plan_options, traffic_options
 from tfc.cli.console import facts, human_bytes, human_seconds, out, progress
 from tfc.cli.options import (
     CapabilityList,
@@ -96,6 +96,7 @@ if TYPE_CHECKING:
 )
 @allow_missed_option
 @passes_option
+@plan_options
 @cache_option
 @json_option
 def command(
@@ -120,6 +121,9 @@ def command(
     int8_form: str | None,
     allow_missed: bool,
     passes: tuple[str, ...],
+    refit: bool,
+    version_compatible: bool,
+    hardware_compatible: str,
     no_cache: bool,
     as_json: bool,
 ) -> None:
@@ -167,6 +171,9 @@ def command(
             int8_form=int8_form,
             allow_missed=allow_missed,
             passes=passes,
+            refit=refit,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
             cache=not no_cache,
             on_progress=lambda what, done, total: report(done, total, what),
         )

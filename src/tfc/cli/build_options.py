@@ -36,3 +36,29 @@ def cache_option(function: Command) -> Command:
         is_flag=True,
         help="Build anew, and keep nothing in ~/.cache/tfc (or TFC_CACHE_DIR).",
     )(function)
+
+
+def plan_options(function: Command) -> Command:
+    """What a plan of TensorRT itself can do later."""
+    for decorate in (
+        click.option(
+            "--hardware-compatible",
+            type=click.Choice(["ampere+", "same-capability"]),
+            default="",
+            help="For TensorRT: other GPUs run the engine, too; slower than for one.",
+        ),
+        click.option(
+            "--version-compatible",
+            is_flag=True,
+            help="For TensorRT: later versions run the engine, too; it is larger.",
+        ),
+        click.option(
+            "--refit",
+            is_flag=True,
+            help="For TensorRT: the next checkpoint of this architecture puts its weights into the"
+            " engine instead of building one. Nothing is folded into the weights, which may cost "
+            "speed.",
+        ),
+    ):
+        function = decorate(function)
+    return function

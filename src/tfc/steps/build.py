@@ -25,6 +25,7 @@ from tfc.runtime.backends.base import (
     Profile,
 )
 from tfc.runtime.backends.fp8 import FP8, options_for_fp8
+from tfc.runtime.backends.tensorrt_flavors import check_plan_options
 from tfc.steps.cached_build import Builder
 from tfc.steps.engine_audit import audit_engine, kernels_file
 from tfc.steps.int8.convert import quantized_graph
@@ -95,6 +96,9 @@ def build_engine(
     int8_form: str | None = None,
     allow_missed: bool = False,
     passes: Sequence[str] = (),
+    refit: bool = False,
+    version_compatible: bool = False,
+    hardware_compatible: str = "",
     cache: bool = True,
     on_progress: OnProgress = no_progress,
 ) -> BuildResult:
@@ -126,6 +130,10 @@ def build_engine(
             faster one that keeps the budget.
         allow_missed: build although a fusion was missed.
         passes: modules, or `.py` files, with passes of your own.
+        refit: for TensorRT, an engine whose weights can be replaced: the next checkpoint of the
+            same architecture takes it from the cache and puts its own weights in.
+        version_compatible: for TensorRT, an engine that later versions run, too.
+        hardware_compatible: for TensorRT, `ampere+` or `same-capability`: other GPUs run it, too.
         cache: take an engine that was built before, and keep this one for later builds, in
             `~/.cache/tfc` or the folder in `TFC_CACHE_DIR`.
         on_progress: called with what is under way.
@@ -164,7 +172,14 @@ def build_engine(
         int8 = dataclasses.replace(int8, form=STATIC)
     available = chosen.availability()
     check_asked(chosen, profile_from, buckets, sequence)
-    build = BuildOptions(tuple(compute_capabilities), on_progress=on_progress)
+    build = BuildOptions(
+        tuple(compute_capabilities),
+        on_progress=on_progress,
+        refit=refit,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+    )
+    check_plan_options(chosen.name, build)
     if precision == FP8:
         build = options_for_fp8(chosen.name, build)
     profile = profile_of(artifact, batch, sequence)
@@ -227,10 +242,15 @@ def build_engine(
     return BuildResult(artifact, name, engine, why, notes + more, skipped=False, cache=cached)
 
 
-def _for_gpus(build: BuildOptions) -> dict[str, list[str]]:
-    """What the step's record says of chosen GPUs; nothing where none were."""
-    chosen = list(build.compute_capabilities)
-    return {"compute_capabilities": chosen} if chosen else {}
+def _for_gpus(build: BuildOptions) -> dict[str, object]:
+    """What the step's record says of chosen GPUs and kinds of plans; nothing where none were."""
+    given: dict[str, object] = {
+        "compute_capabilities": list(build.compute_capabilities),
+        "refit": build.refit,
+        "version_compatible": build.version_compatible,
+        "hardware_compatible": build.hardware_compatible,
+    }
+    return {name: value for name, value in given.items() if value}
 
 
 def _choose(asked: str, precision: str) -> tuple[Backend, str]:

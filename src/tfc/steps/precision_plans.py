@@ -50,10 +50,16 @@ class PrecisionPlans:
 
 
 def architecture_of(model: ir.Model) -> str:
-    """SHA-256 of a graph's operators, names, attributes, and types and shapes of its weights."""
+    """SHA-256 of a graph's operators, names, attributes, and types and shapes of its weights.
+
+    Of integers, and of single numbers, the values too: they are sizes, axes, scales.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(model.graph.initializers.items()):
         digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        tensor = value.const_value
+        if tensor is not None and (tensor.size == 1 or tensor.dtype.is_integer()):
+            digest.update(tensor.numpy().tobytes())
     for node in model.graph:
         attributes = {
             name: "a tensor" if "TENSOR" in attribute.type.name else repr(attribute.value)
