@@ -224,9 +224,9 @@ def tune(artifact: tfc.Artifact) -> None:
     import onnx_ir as ir
 
     model = ir.load(artifact.file("model.onnx"))
-    value = next(
-        v for v in model.graph.initializers.values() if v.shape is not None and len(v.shape) > 1
-    )
+    weights = model.graph.initializers.values()
+    value = next(v for v in weights if v.shape is not None and len(v.shape) > 1)
+    assert value.const_value is not None
     value.const_value = ir.tensor(value.const_value.numpy() * 1.5, name=value.name)
     with artifact.change() as change:
         save_onnx(model, change.path("model.onnx"))
@@ -303,7 +303,7 @@ def test_what_a_plan_for_other_gpus_and_versions_asks_of_the_builder() -> None:
     assert config.hardware_compatibility_level == "AMPERE_PLUS"
     same = BuildOptions(hardware_compatible="same-capability")
     assert _set_plan_options(trt, config, same, [turing]) == "GPUs of compute capability 7.5"
-    with pytest.raises(UsageError, match="cannot be built on T4, which has 7.5"):
+    with pytest.raises(UsageError, match="cannot be built on T4, which has"):
         _set_plan_options(trt, config, every, [turing])
     assert _set_plan_options(trt, config, BuildOptions(), [ada]) == ""
 

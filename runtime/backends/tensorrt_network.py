@@ -50,6 +50,10 @@ from tfc.runtime.gpu import Gpu
 _NO_PROFILE = -1  # what add_optimization_profile returns for a profile that it does not take
 
 
+_REFITTABLE = (
+    "the weights can be replaced, so nothing is folded into them; compare the speed with an engine "
+    "without --refit: tfc bench"
+)
 _DECOMPOSED = (
     "TensorRT has no fused kernel for an attention of these types and sizes: it is computed from "
     "its products (fused attention takes fp16 or bf16, and head sizes of 16 to 256 that are "
@@ -104,6 +108,7 @@ def plan_from_onnx(
     else:
         fused = audit_of_kernels(kernels).fused_attention
         notes = (_DECOMPOSED,) if fused < tried.decomposable else ()
+    notes += (_REFITTABLE,) if options.refit else ()
     memory = memory_from_log(messages_of(tried.logger))
     return Plan(tried.data, tried.hardware, kernels, notes, memory)
 
