@@ -134,6 +134,8 @@ class Flavor:
         network_flags: major version → members of `NetworkDefinitionCreationFlag` that make a
             network strongly typed. Since TensorRT 11 every network is, and the flag is deprecated.
         builds_without_gpu: whether the builder works ahead of time.
+        oldest_capability: the oldest compute capability that it has kernels for.
+        opsets: version → the newest ONNX opset that its parser says it reads, from that version on.
         refused: options of a build that it does not have → why.
         times_kernels: whether the builder times kernels, and can be given the times of earlier
             builds. TensorRT-RTX chooses kernels when it loads a plan; since 1.2 its timing cache
@@ -151,6 +153,8 @@ class Flavor:
     network_flags: Mapping[int, tuple[str, ...]]
     builds_without_gpu: bool
     times_kernels: bool
+    oldest_capability: str
+    opsets: Mapping[tuple[int, int], int]
     refused: Mapping[str, str]
     target_hardware: Callable[[Any, Any, Sequence[Gpu], Sequence[str]], str]
 
@@ -211,6 +215,8 @@ FLAVORS = {
         network_flags={10: ("STRONGLY_TYPED",)},
         builds_without_gpu=False,
         times_kernels=True,
+        oldest_capability=TURING,
+        opsets={(10, 15): 24, (11, 0): 25},
         refused={},
         target_hardware=target_this_gpu,
     ),
@@ -224,6 +230,8 @@ FLAVORS = {
         network_flags={},
         builds_without_gpu=True,
         times_kernels=False,
+        oldest_capability=TURING,
+        opsets={},
         refused={
             REFIT: "TensorRT-RTX builds in seconds, and a refittable plan on a machine with a GPU"
             " only",

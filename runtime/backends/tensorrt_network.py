@@ -32,6 +32,7 @@ from tfc.runtime.backends.kernel_log import (
 from tfc.runtime.backends.kernels import audit_of_kernels, least_fused
 from tfc.runtime.backends.tensorrt_errors import (
     EXPORT,
+    Room,
     build_refusal,
     collecting_logger,
     first_error,
@@ -45,7 +46,7 @@ from tfc.runtime.backends.tensorrt_flavors import (
     hardware_of_level,
 )
 from tfc.runtime.backends.tensorrt_progress import build_with_progress
-from tfc.runtime.gpu import Gpu
+from tfc.runtime.gpu import Gpu, free_memory
 
 _NO_PROFILE = -1  # what add_optimization_profile returns for a profile that it does not take
 
@@ -100,7 +101,9 @@ def plan_from_onnx(
         tried = build.run(decompose=True)
     if tried.data is None:
         error = first_error(trt, tried.logger)
-        raise build_refusal(flavor, error, model, messages_of(tried.logger))
+        free = free_memory(0) if present else None
+        room = Room(profile.batch, free)
+        raise build_refusal(flavor, error, model, messages_of(tried.logger), room)
     listed = _kernels(trt, tried.logger, tried.data, can_load=bool(present))
     kernels = least_fused(kernels_by_profile(listed))
     if not kernels:

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfc.artifact import Artifact, Change
+from tfc.artifact import Artifact, Change, graph_file
 from tfc.build_cache import cache_of_user
 from tfc.errors import BackendUnavailable, UsageError
+from tfc.files import DATA_SUFFIX
 from tfc.kernel_report import report_to_json
 from tfc.manifest import MODEL, Engine, Graph, Step, Traffic
+from tfc.matrix_check import Wanted, check_before_build, machine_of
+from tfc.onnx_files import opset_of_onnx
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.backends import choose_backend, why_no_kernels
 from tfc.runtime.backends.base import (
@@ -182,6 +185,7 @@ def build_engine(
     check_plan_options(chosen.name, build)
     if precision == FP8:
         build = options_for_fp8(chosen.name, build)
+    warned = _checked_machine(artifact, chosen)
     profile = profile_of(artifact, batch, sequence)
     draft = lengths = None
     if profile_from is not None:
@@ -215,7 +219,7 @@ def build_engine(
         for graph in artifact.manifest.graphs
     }
     name = engine_name(chosen.name, precision)
-    notes = _notes(artifact, models, precision, weights_only)
+    notes = (*warned, *_notes(artifact, models, precision, weights_only))
     files = {graph: f"engines/{name}/{graph}{chosen.suffix}" for graph in models}
     step = Step(
         name=f"build-engine:{name}",
@@ -240,6 +244,18 @@ def build_engine(
     kept = kept if compiles_for_sizes(chosen) else None
     engine, more, cached = _build(Builder(artifact, chosen, available, kept), step, plan)
     return BuildResult(artifact, name, engine, why, notes + more, skipped=False, cache=cached)
+
+
+def _checked_machine(artifact: Artifact, chosen: Backend) -> tuple[str, ...]:
+    """Notes about what may stop a build here; raises BackendUnavailable for what will."""
+    if not compiles_for_sizes(chosen):
+        return ()
+    graphs = [graph_file(graph) for graph in artifact.manifest.graphs]
+    files = artifact.manifest.files
+    names = [n for graph in graphs for n in (graph, graph + DATA_SUFFIX) if n in files]
+    opset = max(opset_of_onnx(artifact.file(graph)) for graph in graphs)
+    wanted = Wanted(opset, sum(files[name].bytes for name in names))
+    return check_before_build(chosen.name, machine_of(artifact.path), wanted)
 
 
 def _for_gpus(build: BuildOptions) -> dict[str, object]:
