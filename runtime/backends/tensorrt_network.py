@@ -113,6 +113,8 @@ def plan_from_onnx(
         notes = (_DECOMPOSED,) if fused < tried.decomposable else ()
     notes += (_REFITTABLE,) if options.refit else ()
     memory = memory_from_log(messages_of(tried.logger))
+    if len(memory) != max(1, len(options.profiles)):
+        memory = ()  # another version of the log: which profile a number is of is not told
     return Plan(tried.data, tried.hardware, kernels, notes, memory)
 
 

@@ -123,7 +123,7 @@ def command(
     passes: tuple[str, ...],
     refit: bool,
     version_compatible: bool,
-    hardware_compatible: str,
+    hardware_compatible: str | None,
     no_cache: bool,
     as_json: bool,
 ) -> None:

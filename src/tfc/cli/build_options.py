@@ -44,7 +44,6 @@ def plan_options(function: Command) -> Command:
         click.option(
             "--hardware-compatible",
             type=click.Choice(["ampere+", "same-capability"]),
-            default="",
             help="For TensorRT: other GPUs run the engine, too; slower than for one.",
         ),
         click.option(

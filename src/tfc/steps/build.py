@@ -101,7 +101,7 @@ def build_engine(
     passes: Sequence[str] = (),
     refit: bool = False,
     version_compatible: bool = False,
-    hardware_compatible: str = "",
+    hardware_compatible: str | None = None,
     cache: bool = True,
     on_progress: OnProgress = no_progress,
 ) -> BuildResult:
@@ -180,7 +180,7 @@ def build_engine(
         on_progress=on_progress,
         refit=refit,
         version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
+        hardware_compatible=hardware_compatible or "",
     )
     check_plan_options(chosen.name, build)
     if precision == FP8:
