@@ -55,6 +55,28 @@ def why_no_gpu() -> str:
     return "" if found else "the NVIDIA driver shows no GPU to this process"
 
 
+def free_memory(index: int) -> int | None:
+    """The bytes that are free on a GPU; None where the driver does not tell."""
+    try:
+        driver = _driver()
+        _ask(driver.cuInit, 0)
+        device = _integer(driver.cuDeviceGet, index)
+        context, before = ctypes.c_void_p(), ctypes.c_void_p()
+        _ask(driver.cuDevicePrimaryCtxRetain, ctypes.byref(context), device)
+        try:
+            _ask(driver.cuCtxPushCurrent_v2, context)
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            try:
+                _ask(driver.cuMemGetInfo_v2, ctypes.byref(free), ctypes.byref(total))
+            finally:
+                _ask(driver.cuCtxPopCurrent_v2, ctypes.byref(before))
+        finally:
+            _ask(driver.cuDevicePrimaryCtxRelease_v2, device)
+    except DriverError:
+        return None
+    return free.value
+
+
 def _driver() -> Any:
     try:
         return ctypes.CDLL(_LIBRARY)

@@ -22,6 +22,7 @@ from tfc.cli.console import (
     table,
 )
 from tfc.cli.options import engine_option
+from tfc.cli.traffic_display import profile_rows
 from tfc.ensemble import ensemble_summary
 from tfc.errors import UsageError
 from tfc.manifest import Engine, Manifest, Step, TensorSpec, Verdict
@@ -277,6 +278,7 @@ def _engine(artifact: Artifact, name: str, engine: Engine) -> dict[str, str]:
         "state": f"{engine.state}{reason}",
         "built for": engine.hardware,
         "profile": _profile(engine.profile),
+        **profile_rows(engine),
         "audit": _figures({key: value for key, value in engine.audit.items() if value}),
         "wanted": _figures(_mapping(engine.audit.get("wanted"))),
         "products": _products(_mapping(engine.audit.get("precision"))),
