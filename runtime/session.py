@@ -7,6 +7,7 @@ with Session.load("./artifact") as session:
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -15,14 +16,14 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.errors import BadInput, UsageError
 from tfc.manifest import Task as TaskRecord
 from tfc.runtime.assembly import TRUNCATE, Assembly, assembly_of, takes_tensors_only
 from tfc.runtime.async_map import mapped
-from tfc.runtime.backends.base import Runner
+from tfc.runtime.backends.base import DeviceRunner, GpuMemory, MemoryTeller, Runner
+from tfc.runtime.backends.device_tensor import DeviceTensor, on_device
 from tfc.runtime.batching import CPU, Plan
 from tfc.runtime.cores import usable_cores
 from tfc.runtime.engine import close_all, runners_from_engine
@@ -280,19 +281,41 @@ class Session:
         found = [_checked(outcome) for outcome in self.outcomes(texts.to_pylist(), **arguments)]
         return prediction_array(found, fields, half)
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run one batch of tensors: arrays by input name → arrays by output name.
 
         Arrays are numpy's, or tensors on the CPU of any library that speaks DLPack (torch, jax,
-        Arrow), whose memory is used as it is.
+        Arrow), whose memory is used as it is. Where the engine runs on a GPU, tensors on it are
+        used as they are too, and then the outputs stay there: `torch.from_dlpack(output)`.
 
         Raises:
             BadInput: a name, type or shape does not fit the signature or the engine's profile.
         """
         runner = next(iter(self._loaded().values()))
+        if self.hardware != CPU and any(on_device(tensor) for tensor in inputs.values()):
+            return dict(self._run_on_device(runner, inputs))
         arrays = arrays_from_tensors(inputs)
         check_tensors(self.signature, self._profiles, arrays)
         return runner.run(arrays)
+
+    def _run_on_device(
+        self, runner: Runner, inputs: Mapping[str, Any]
+    ) -> Mapping[str, DeviceTensor]:
+        if not isinstance(runner, DeviceRunner):
+            raise BadInput(
+                "this engine takes no tensors on a GPU", fix="Give tensors in the CPU's memory"
+            )
+        host = {name: each for name, each in inputs.items() if not on_device(each)}
+        tensors = {**inputs, **arrays_from_tensors(host)}
+        check_tensors(self.signature, self._profiles, tensors)
+        return runner.run_on_device(tensors)
+
+    @property
+    def memory(self) -> GpuMemory | None:
+        """What the engine takes of the GPU's memory, all graphs together; None where unknown."""
+        tellers = [each for each in self._loaded().values() if isinstance(each, MemoryTeller)]
+        told = [each.memory for each in tellers]
+        return functools.reduce(GpuMemory.plus, told) if told else None
 
     def close(self) -> None:
         """Give back what the engine holds. Safe to call twice."""

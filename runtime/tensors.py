@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tfc.errors import BadInput, first_line
 from tfc.manifest import Engine, Signature, TensorSpec
 from tfc.runtime.backends.base import Profile, Range
+from tfc.runtime.backends.device_tensor import on_device
 
 # An axis that the engine's profile does not name has no limit: a size that no array reaches.
 _ANY = Range(1, 1, 1 << 31)
@@ -54,11 +54,12 @@ def _array(name: str, tensor: Any) -> Any:
 
 
 def check_tensors(
-    signature: Signature, profiles: Sequence[Profile], arrays: Mapping[str, npt.NDArray[Any]]
+    signature: Signature, profiles: Sequence[Profile], arrays: Mapping[str, Any]
 ) -> None:
     """Refuse arrays that the engine cannot take: names, types, ranks and sizes.
 
-    Sizes have to be within one of its profiles.
+    Sizes have to be within one of its profiles. Of tensors on a GPU the type is left to the
+    engine's runner: every library has types of its own.
 
     Raises:
         BadInput: the first thing that does not fit, and what would.
@@ -105,12 +106,13 @@ def _check_names(expected: set[str], given: set[str]) -> None:
 
 
 def _check_type(spec: TensorSpec, array: Any) -> None:
-    if not isinstance(array, np.ndarray):
+    shared = on_device(array)
+    if not shared and not isinstance(array, np.ndarray):
         raise BadInput(
             f"the input '{spec.name}' is a {type(array).__name__}, not a numpy array",
             fix=f"Convert it with np.asarray(value, '{spec.dtype}')",
         )
-    if array.dtype != np.dtype(spec.dtype):
+    if not shared and array.dtype != np.dtype(spec.dtype):
         raise BadInput(
             f"the input '{spec.name}' is of type {array.dtype}; this engine takes {spec.dtype}",
             fix=f"Convert it with .astype('{spec.dtype}')",

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from tfc.errors import UsageError
 from tfc.runtime.padding import MASK, split_name
+
+if TYPE_CHECKING:
+    from tfc.runtime.backends.device_tensor import DeviceTensor
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 # Called with (what is under way, done, total).
@@ -194,6 +197,51 @@ def no_capabilities(why: str) -> UsageError:
     )
 
 
+@dataclass(frozen=True)
+class GpuMemory:
+    """What a loaded engine takes of the GPU's memory, in bytes.
+
+    Attributes:
+        plan: the engine's file, which is about what its weights take.
+        lanes: how many batches it can run at a time by now; made when they are first needed.
+        most_lanes: how many there may be.
+        activations: what each of them computes in, for the largest shapes.
+        buffers: inputs and outputs on the GPU, of the largest batches so far.
+        pinned: the same in page-locked memory of the host.
+    """
+
+    plan: int
+    lanes: int
+    most_lanes: int
+    activations: int
+    buffers: int
+    pinned: int
+
+    @property
+    def on_gpu(self) -> int:
+        """The sum of what is on the GPU now."""
+        return self.plan + self.lanes * self.activations + self.buffers
+
+    @property
+    def at_most(self) -> int:
+        """What it comes to with every lane, if the batches become no larger."""
+        lanes = max(self.lanes, 1)
+        each = self.activations + self.buffers // lanes
+        return self.plan + max(self.most_lanes, lanes) * each
+
+    def plus(self, other: GpuMemory) -> GpuMemory:
+        """Of two graphs of one engine, which have their own lanes."""
+        both = (self, other)
+        return GpuMemory(
+            plan=sum(each.plan for each in both),
+            lanes=max(each.lanes for each in both),
+            most_lanes=max(each.most_lanes for each in both),
+            activations=sum(each.activations for each in both),
+            buffers=sum(each.buffers for each in both),
+            pinned=sum(each.pinned for each in both),
+        )
+
+
 class Runner(Protocol):
     """A loaded engine. `run` may be called from several threads."""
 
@@ -202,6 +250,23 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Give back what the engine holds. Safe to call twice."""
+
+
+@runtime_checkable
+class DeviceRunner(Protocol):
+    """A runner that also takes tensors on its GPU, without copies."""
+
+    def run_on_device(self, inputs: Mapping[str, Any]) -> dict[str, DeviceTensor]:
+        """Run one batch of tensors that speak DLPack; the outputs stay on the GPU."""
+
+
+@runtime_checkable
+class MemoryTeller(Protocol):
+    """A runner that tells what it takes of a GPU's memory."""
+
+    @property
+    def memory(self) -> GpuMemory:
+        """What it takes now, and how much it may come to."""
 
 
 class Backend(Protocol):

@@ -19,7 +19,7 @@ from tfc.runtime.backends.base import (
     Inputs,
     Profile,
 )
-from tfc.runtime.backends.cuda_memory import cudart_installed
+from tfc.runtime.backends.cuda_calls import cudart_installed
 from tfc.runtime.backends.tensorrt_flavors import FLAVORS, Flavor
 from tfc.runtime.backends.tensorrt_network import plan_from_onnx
 from tfc.runtime.backends.tensorrt_runner import TensorRTRunner, runner_from_plan

@@ -120,6 +120,23 @@ def _by_number(capabilities: Any) -> dict[str, Any]:
     return dict(sorted(found.items(), key=lambda item: float(item[0])))
 
 
+def user_managed_context(trt: Any, engine: Any, graphs: bool) -> Any:
+    """A context of TensorRT without memory of its own: the caller gives it some."""
+    return engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+
+def rtx_context(trt: Any, engine: Any, graphs: bool) -> Any:
+    """A context of TensorRT-RTX, which allocates by itself, and captures graphs by itself.
+
+    It compiles kernels for new shapes while it runs, so only it knows when a graph can be
+    captured. With graphs, it captures one for each shape that it is given.
+    """
+    runtime_config = engine.create_runtime_config()
+    if graphs:
+        runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(runtime_config)
+
+
 @dataclass(frozen=True)
 class Flavor:
     """One member of the TensorRT family.
@@ -142,6 +159,9 @@ class Flavor:
             does nothing.
         target_hardware: sets what the plan is for, of the GPUs present and those asked for; returns
             it as words for the manifest.
+        create_context: makes an execution context, with CUDA graphs or without; None on failure.
+        shares_activations: whether the caller gives its contexts the memory to compute in.
+        captures_graphs: whether the caller captures CUDA graphs.
     """
 
     name: str
@@ -157,6 +177,9 @@ class Flavor:
     opsets: Mapping[tuple[int, int], int]
     refused: Mapping[str, str]
     target_hardware: Callable[[Any, Any, Sequence[Gpu], Sequence[str]], str]
+    create_context: Callable[[Any, Any, bool], Any]
+    shares_activations: bool
+    captures_graphs: bool
 
     def version(self) -> str:
         """The installed version, without importing it; empty where it is not installed."""
@@ -219,6 +242,9 @@ FLAVORS = {
         opsets={(10, 15): 24, (11, 0): 25},
         refused={},
         target_hardware=target_this_gpu,
+        create_context=user_managed_context,
+        shares_activations=True,
+        captures_graphs=True,
     ),
     "tensorrt-rtx": Flavor(
         name="tensorrt-rtx",
@@ -241,6 +267,9 @@ FLAVORS = {
             " capabilities that it is built for (--sm)",
         },
         target_hardware=target_rtx_gpus,
+        create_context=rtx_context,
+        shares_activations=False,
+        captures_graphs=False,
     ),
 }
 
