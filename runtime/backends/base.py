@@ -137,12 +137,27 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Built:
-    """What a build gave: the files' versions, what it was built for, its kernels if known."""
+    """What a build gave: the files' versions, what it was built for, its kernels if known.
+
+    Of several optimization profiles, `kernels` are those of the one with the fewest fused ones.
+    `memory` has the bytes of activations that each profile needs, where the compiler tells.
+    """
 
     versions: Mapping[str, str]
     hardware: str
     kernels: tuple[Kernel, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    memory: tuple[int, ...] = ()
+
+
+class KernelTimings(Protocol):
+    """Times of kernels that builds keep for later ones."""
+
+    def read(self) -> bytes:
+        """What is kept; empty where there is nothing."""
+
+    def update(self, combined: Callable[[bytes], bytes]) -> None:
+        """Replace what is kept by what `combined` makes of it."""
 
 
 @dataclass(frozen=True)
@@ -153,10 +168,22 @@ class BuildOptions:
         compute_capabilities: the GPUs that an ahead-of-time build is for, as `8.9`; empty for
             what the backend takes by itself.
         on_progress: called while the backend compiles; what it raises stops the build.
+        profiles: several optimization profiles in one engine, for a backend that compiles for
+            sizes; empty for the one profile of the build.
+        timings: kept times of kernels, for a backend that chooses kernels by timing them.
+        refit: whether the weights of the engine can be replaced later.
+        version_compatible: whether later versions of the backend are to run the engine, too.
+        hardware_compatible: which other GPUs are to run it (`tensorrt_flavors.HARDWARE_LEVELS`);
+            empty for none.
     """
 
     compute_capabilities: tuple[str, ...] = ()
     on_progress: OnProgress = no_progress
+    profiles: tuple[Profile, ...] = ()
+    timings: KernelTimings | None = None
+    refit: bool = False
+    version_compatible: bool = False
+    hardware_compatible: str = ""
 
 
 DEFAULTS = BuildOptions()

@@ -70,7 +70,7 @@ class TensorRTBackend:
         plan = plan_from_onnx(self._flavor, model, inputs, profile, gpus(), options)
         write_atomically(engine, plan.data)
         versions = {self._flavor.module: self._flavor.version()}
-        return Built(versions, plan.hardware, plan.kernels, plan.notes)
+        return Built(versions, plan.hardware, plan.kernels, plan.notes, plan.memory)
 
     def load(self, engine: Path, threads: int | None = None) -> TensorRTRunner:
         """Load the plan `engine` on this machine's GPU. `threads` is for CPU backends.

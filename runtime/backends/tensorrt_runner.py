@@ -215,6 +215,8 @@ def runner_from_plan(
 def engine_from_plan(flavor: Flavor, trt: Any, logger: Any, plan: Path) -> Any:
     """The engine in the file `plan`, deserialized; raises as `runner_from_plan` does."""
     runtime = trt.Runtime(logger)
+    # A version-compatible plan brings a runtime of its own version. The artifact's hash is checked.
+    runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise plan_refusal(flavor, first_error(trt, logger), plan)

@@ -22,7 +22,7 @@ import pytest
 from fake_gpu import Cudart
 
 from tfc.runtime.backends import tensorrt
-from tfc.runtime.backends.tensorrt_flavors import FLAVORS
+from tfc.runtime.backends.tensorrt_flavors import FLAVORS, HARDWARE_LEVELS
 
 SURFACES = {
     path.stem: json.loads(path.read_text())["surface"]
@@ -45,6 +45,10 @@ VARIABLES = {
     "boundary": "IAttentionInputLayer",
     "attention": "IAttention",
     "memory": "IHostMemory",
+    "timing": "ITimingCache",
+    "other_timing": "ITimingCache",
+    "refitter": "Refitter",
+    "parser_refitter": "OnnxParserRefitter",
     "runtime": "Runtime",
     "runtime_config": "IRuntimeConfig",
     "engine": "ICudaEngine",
@@ -260,6 +264,10 @@ def test_the_walk_finds_the_members_that_are_known_to_be_used() -> None:
         "EngineInspector.get_engine_information",
         "IBuilderConfig.profiling_verbosity",
         "IBuilderConfig.set_compute_capability",
+        "IBuilderConfig.set_timing_cache",
+        "ITimingCache.combine",
+        "OnnxParserRefitter.refit_from_file",
+        "Runtime.engine_host_code_allowed",
         "ICudaEngine.create_execution_context",
         "ICudaEngine.device_memory_size_v2",
         "ICudaEngine.get_tensor_profile_shape",
@@ -280,7 +288,10 @@ def test_members_taken_from_the_flavor_table_exist_in_its_versions() -> None:
         for use in Walker(path.read_text(), SURFACES["tensorrt-11.4.0"]).uses
         if use.member == FROM_DATA
     }
-    assert from_data == {"NetworkDefinitionCreationFlag"}
+    assert from_data == {"NetworkDefinitionCreationFlag", "HardwareCompatibilityLevel"}
+    for surface in SURFACES.values():
+        levels = {member for member, _ in HARDWARE_LEVELS.values()}
+        assert levels <= set(surface["HardwareCompatibilityLevel"]["members"])
     for flavor in FLAVORS.values():
         for major, flags in flavor.network_flags.items():
             versions = [

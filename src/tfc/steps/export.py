@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfc.artifact import MANIFEST, Artifact, new_manifest_files
+from tfc.artifact import MANIFEST, VOCABULARY, Artifact, new_manifest_files
 from tfc.errors import TfcError, UsageError, require
 from tfc.files import staged_folder
 from tfc.manifest import Manifest, Step
@@ -140,7 +140,8 @@ def existing_artifact(target: Path, step: Step | None, overwrite: bool) -> Artif
             where=str(target),
             fix="Choose another folder for -o",
         ) from error
-    if step is not None and artifact.up_to_date(step) is not None:
+    whole = VOCABULARY not in artifact.manifest.files  # what export writes has all tokens
+    if step is not None and whole and artifact.up_to_date(step) is not None:
         return artifact
     if overwrite:
         return None
