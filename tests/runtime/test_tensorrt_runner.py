@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tfc.errors import BackendUnavailable, BadArtifact, UsageError
-from tfc.runtime.backends import tensorrt_runner
+from tfc.runtime.backends import cuda_memory, tensorrt_runner
 from tfc.runtime.backends.cuda_memory import DeviceBuffer, checked, cudart_installed, load_cudart
 from tfc.runtime.backends.tensorrt_flavors import FLAVORS
 from tfc.runtime.backends.tensorrt_runner import TensorRTRunner, runner_from_plan
@@ -286,6 +286,21 @@ def test_an_engine_that_is_not_there(tmp_path: Path) -> None:
 
 def test_an_empty_tensor_still_has_an_address(cudart: Cudart) -> None:
     assert DeviceBuffer(cudart).reserve(0) != 0
+
+
+def test_free_memory_is_the_gpus_own_answer(
+    cudart: Cudart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_memory, "load_cudart", lambda: cudart)
+    monkeypatch.setattr(cuda_memory, "cudart_installed", lambda: True)
+    monkeypatch.setattr(cudart, "cudaMemGetInfo", lambda: (OK, 5, 7), raising=False)
+    assert cuda_memory.free_bytes() == 5
+    bad = SimpleNamespace(name="cudaErrorNoDevice")
+    monkeypatch.setattr(cudart, "cudaMemGetInfo", lambda: (bad, 0, 0))
+    with pytest.raises(BackendUnavailable, match="the GPU refuses"):
+        cuda_memory.free_bytes()
+    monkeypatch.setattr(cuda_memory, "cudart_installed", lambda: False)
+    assert cuda_memory.free_bytes() is None
 
 
 @pytest.mark.skipif(not cudart_installed(), reason="cuda-python is not installed")
