@@ -13,15 +13,17 @@ from typing import Any
 from tfc.artifact import BENCH_REPORT, Artifact
 from tfc.errors import UsageError
 from tfc.manifest import MODEL
-from tfc.runtime.batching import CPU, default_plan
+from tfc.runtime.batching import CPU
 from tfc.runtime.cores import busy_share, usable_cores
 from tfc.runtime.tasks import GENERATION_TASKS
 from tfc.runtime.throughput import Cell, Workload, measure
+from tfc.runtime.traffic import plan_of_engine
 from tfc.steps.benchmark.contestants import (
     COMPILE,
     SDPA,
     CheckpointPlace,
     Entry,
+    check_same_vocabulary,
     engine_entries,
     hardware_of,
     open_each,
@@ -166,6 +168,7 @@ def bench(
     forms = ((SDPA,) if pytorch else ()) if isinstance(pytorch, bool) else pytorch
     place = CheckpointPlace(checkpoint, base, trust_remote_code, allow_pickle)
     own, left_out = engine_entries(artifact, engines)
+    check_same_vocabulary(artifact, against)
     others, not_others = other_entries(against)
     entries = [*pytorch_entries(artifact, forms, place), *own, *others]
     measured = [artifact.manifest.engines[entry.which] for entry in own]
@@ -180,8 +183,8 @@ def bench(
         )
     else:
         file = data if isinstance(data, TextFile) else TextFile(Path(data))
-        limits = default_plan(hardware_of(own[0])).limits
         flops = flops_of_rows(artifact)
+        limits = plan_of_engine(measured[0], hardware_of(own[0])).limits
         workloads = [data_workload(artifact, sizes_of(measured), file, limits, flops)]
     counted = workloads[0].flops is not None
     threads, busy = usable_cores(), busy_share()

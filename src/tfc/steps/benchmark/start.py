@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tfc.runtime.backends.cuda_memory import free_bytes
+from tfc.runtime.backends.cuda_calls import free_bytes
 from tfc.runtime.batching import CPU
 from tfc.runtime.padding import Feed
 from tfc.steps.benchmark.contestants import Entry, hardware_of, opened
