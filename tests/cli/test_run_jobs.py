@@ -220,3 +220,15 @@ def test_sigterm_ends_a_wait_for_standard_input(tiny_artifact: Path, tmp_path: P
     assert job.returncode == 143, said
     assert "Standard input and pipes cannot be read again, so nothing is kept" in said
     assert list(tmp_path.glob("*out*")) == []
+
+
+def test_what_does_not_go_with_devices(run: Callable[..., Result], tmp_path: Path) -> None:
+    source, output = rows(tmp_path / "in.jsonl", "a"), tmp_path / "out.jsonl"
+    for option, said in (
+        (["--ray"], "--devices are of one machine, and --ray finds its own"),
+        (["--shadow", "1%"], "rows of several devices are not run again"),
+        ([], "'gpus' names no devices"),
+    ):
+        done = run(source, "-o", output, "--devices", "gpus", *option)
+        assert done.exit_code == 2
+        assert said in " ".join(done.stderr.split())

@@ -181,13 +181,14 @@ def test_a_worker_is_killed(
 @pytest.mark.ort
 def test_a_job_that_fails_or_stops_goes_on(
     devices: DeviceSession,
+    tiny_artifact: Path,
     source: Path,
     expected: dict[str, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed with all of its workers, then stopped, then ended: each run from where it was."""
-    output = tmp_path / "out.jsonl"
+    output = tmp_path / "out" / "out.jsonl"
     monkeypatch.setattr(pool, "MAX_DEATHS", 1)
     told: list[object] = []
 
@@ -202,18 +203,18 @@ def test_a_job_that_fails_or_stops_goes_on(
     assert not output.exists()
     with pytest.raises(JobStopped):
         run_job(devices, source, output, window=WINDOW, stopped=lambda: True)
-    with Session.load(devices._pool._loads[devices.devices[0].name].artifact) as session:
+    with Session.load(tiny_artifact) as session:
         done = run_job(session, source, output, window=WINDOW)
-    assert contents(tmp_path) == expected
+    assert contents(output.parent) == expected
     assert 2 * WINDOW <= done.resumed_rows < ROWS
 
 
 @pytest.mark.ort
-def test_what_a_job_on_devices_refuses(devices: DeviceSession, _tiny_artifact: Path) -> None:
+def test_what_a_job_on_devices_refuses(devices: DeviceSession, tiny_artifact: Path) -> None:
     with pytest.raises(UsageError, match="nonsense"):
         devices.outcomes(["a"], nonsense=1)
     with pytest.raises(UsageError, match="too_long is 'x'"):
         list(devices.outcomes(["a"], too_long="x"))
     assert [each.error for each in devices.outcomes(["a"])] == [None], "it goes on after that"
     with pytest.raises(UsageError, match="no engine 'other'"):
-        DeviceSession.load(_tiny_artifact, devices.devices[0].name, engine="other")
+        DeviceSession.load(tiny_artifact, devices.devices[0].name, engine="other")

@@ -28,6 +28,7 @@ from tfc.errors import JobStopped, UsageError
 
 if TYPE_CHECKING:
     from tfc.runtime import Session
+    from tfc.runtime.devices import DeviceSession
 
 
 class RunCommand(click.Command):
