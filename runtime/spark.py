@@ -219,7 +219,10 @@ def _column(outcomes: Sequence[Outcome], wanted: Field, labels: Sequence[str]) -
 
 
 def _vectors(outcomes: Sequence[Outcome], wanted: Field) -> Array:
-    """`[rows, size]`, float32, NaN for none, which Spark makes null; where every row is bad and the size is not known, one column."""
+    """`[rows, size]`, float32; NaN for none, which Spark makes null.
+
+    Where every row is bad and the size is not known, there is one column.
+    """
     found = [each.prediction.get(wanted.name) for each in outcomes]
     size = wanted.size or next((len(vector) for vector in found if vector is not None), 1)
     none = np.full(size, np.nan, np.float32)

@@ -64,7 +64,7 @@ def test_predictions_are_a_column(session: Any, tiny_artifact: Path) -> None:
     bad = rows.pop(3)
     assert (bad.label, bad.score) == (None, None)
     assert set(bad.scores) == {None}
-    assert bad.error == "an item is a NoneType, not a text"
+    assert bad.error == "this is a NoneType, not a text"
     with Session.load(tiny_artifact, threads=1) as loaded:
         expected = loaded.predict([text for text in TEXTS if text is not None])
         labels = loaded.task.labels
