@@ -3,11 +3,11 @@
 The MiniLM of the demo, as tfc lowers it for ONNX Runtime's CPU provider, against the same graph
 with its padding removed: after the embeddings the tokens of all rows become one array
 [tokens, hidden]; queries, keys and values go back to [batch, sequence, hidden] for attention, and
-what comes out is packed again. Texts are docstrings of Python's standard library, cut where
-the model's own length ends. They run in three ways: in batches as they come, of 32 rows and of 8, as an ordered stream
-or a server has them; and sorted, in the batches of `tfc run`. The two graphs take turns on one
-thread. Ratios are medians over pairs of the CPU time of the process; above 1 the packed graph is
-the faster one.
+what comes out is packed again. Texts are docstrings of Python's standard library, cut where the
+model's own length ends. They run in batches as they come, of 32 rows and of 8, as an ordered stream
+or a server has them; and sorted, in the batches of `tfc run` and in batches of 32 rows. The two
+graphs take turns on one thread. Ratios are medians over pairs of the CPU time of the process; above
+1 the packed graph is the faster one.
 
     python perf/padding_removal.py -o perf/results/padding_removal.json
 """

@@ -22,7 +22,7 @@ from tfc.errors import UsageError, require
 from tfc.manifest import Manifest
 from tfc.manifest import Task as TaskRecord
 from tfc.runtime.assembly import takes_tensors_only
-from tfc.runtime.batching import CPU
+from tfc.runtime.batching import CPU, default_plan
 from tfc.runtime.formats.predictions import (
     INTEGER,
     NUMBER,
@@ -111,7 +111,7 @@ def prediction_udf(
         shipped_as=shipped_as,
         engine=engine,
         threads=threads,
-        window=window or window_of(manifest.task, CPU),
+        window=window or window_of(manifest.task, default_plan(CPU)),
         task=manifest.task,
         fields=_flat_fields(manifest),
         options=options,

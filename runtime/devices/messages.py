@@ -29,6 +29,7 @@ class Loaded:
     verdict: str
     hardware: str
     identity: dict[str, str]
+    window: int
 
 
 @dataclass(frozen=True)

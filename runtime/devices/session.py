@@ -17,7 +17,6 @@ from tfc.runtime.devices.names import Device, devices_from_text
 from tfc.runtime.devices.pool import OnDeath, Pool
 from tfc.runtime.predictor import OnBatch, Outcome
 from tfc.runtime.rows import Columns
-from tfc.runtime.session import window_of
 from tfc.runtime.tasks import EVERY_TASK
 from tfc.runtime.tasks.options import options_from_values
 
@@ -97,7 +96,7 @@ class DeviceSession:
     @property
     def window(self) -> int:
         """How many items are sorted by length together, where a job is not told."""
-        return window_of(self.task, self.hardware)
+        return self._pool.loaded.window
 
     @property
     def identity(self) -> dict[str, str]:

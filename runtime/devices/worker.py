@@ -62,7 +62,13 @@ def _serve(load: Load, inbox: Inbox, connection: Connection) -> None:
         )
     except Exception as error:
         _fail(connection, inbox, None, error)
-    own = Loaded(session.engine_name, session.verdict, session.hardware, session.identity)
+    own = Loaded(
+        engine=session.engine_name,
+        verdict=session.verdict,
+        hardware=session.hardware,
+        identity=session.identity,
+        window=session.window,
+    )
     connection.send(own)
     while True:
         begin: Begin = inbox.get()
