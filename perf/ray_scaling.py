@@ -1,4 +1,4 @@
-"""Rows per second of `tfc run` and `tfc run --ray` on one machine, by workers.
+"""Rows per second of `tfc run`, `--devices` and `--ray` on one machine, by workers.
 
 The MiniLM of the demo embeds texts of 2 to 60 words. The jobs run in turn, several rounds, each in
 a process of its own. Of each the slope is taken, between a small and a large input: what is left
@@ -30,6 +30,7 @@ from tfc.steps.record import versions_of
 CONTESTANTS = {
     "tfc run, 1 thread": ["--threads", "1"],
     "tfc run, 2 threads": ["--threads", "2"],
+    "devices, 2 of 1 thread": ["--devices", "cpu:0,cpu:1"],
     "ray, 1 worker of 1 thread": ["--ray", "--workers", "1", "--threads", "1"],
     "ray, 1 worker of 2 threads": ["--ray", "--workers", "1", "--threads", "2"],
     "ray, 2 workers of 1 thread": ["--ray", "--workers", "2", "--threads", "1"],
@@ -109,6 +110,7 @@ def summary(by_rows: dict[int, list[float]], small: int, large: int) -> dict[str
     first, second = min(by_rows[small]), min(by_rows[large])
     each = (second - first) / (large - small)
     return {
+        "seconds_of_large": second,
         "rows_per_second": 1 / each,
         "start_s": first - small * each,
         "median_rows_per_second": (large - small)

@@ -28,6 +28,7 @@ PURPOSES = {
     "openvino": "OpenVINO engines for CPUs",
     "images": "vision models, which read image files with Pillow",
     "ray": "batch jobs on a Ray cluster",
+    "spark": "predictions as a column of a Spark frame",
     "metrics": "batch jobs that Prometheus watches: tfc run --metrics-file",
     "report": "pages about artifacts: tfc report",
     "eval": "metrics on labelled rows: tfc verify --label-column",

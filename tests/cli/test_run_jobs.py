@@ -225,6 +225,18 @@ def test_sigterm_ends_a_wait_for_standard_input(tiny_artifact: Path, tmp_path: P
     assert list(tmp_path.glob("*out*")) == []
 
 
+def test_what_does_not_go_with_devices(run: Callable[..., Result], tmp_path: Path) -> None:
+    source, output = rows(tmp_path / "in.jsonl", "a"), tmp_path / "out.jsonl"
+    for option, said in (
+        (["--ray"], "--devices are of one machine, and --ray finds its own"),
+        (["--shadow", "1%"], "rows of several devices are not run again"),
+        ([], "'gpus' names no devices"),
+    ):
+        done = run(source, "-o", output, "--devices", "gpus", *option)
+        assert done.exit_code == 2
+        assert said in " ".join(done.stderr.split())
+
+
 def test_the_memory_of_a_gpu_is_told() -> None:
     console = Console(width=200, file=io.StringIO())
     show_memory(None, console)

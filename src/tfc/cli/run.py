@@ -11,6 +11,7 @@ import click
 
 from tfc.cli.console import err, out
 from tfc.cli.options import Percent, artifact_argument
+from tfc.cli.run_devices import loaded_on_devices, refuse_with_devices
 from tfc.cli.run_display import (
     JsonLog,
     all_of,
@@ -28,6 +29,7 @@ from tfc.errors import JobStopped, UsageError
 
 if TYPE_CHECKING:
     from tfc.runtime import Session
+    from tfc.runtime.devices import DeviceSession
 
 
 class RunCommand(click.Command):
@@ -91,6 +93,11 @@ class RunCommand(click.Command):
     help="fail: exit code 5 at the end if a row was bad.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
+@click.option(
+    "--devices",
+    metavar="DEVICES",
+    help="An engine on each of them: all, numa, GPUs (0,1), or cores (cpu:0-3,cpu:4-7).",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Run the first so many rows only.")
 @click.option(
     "--window",
@@ -141,6 +148,7 @@ def command(
     as_json: bool,
     log_json: bool,
     metrics_file: Path | None,
+    devices: str | None,
     ray: bool,
     workers: int | None,
     ray_address: str | None,
@@ -161,6 +169,10 @@ def command(
 
     A job that was stopped or killed goes on when the same command is run again.
 
+    With --devices, one reader feeds an engine on each GPU (all, or 0,1), each NUMA node (numa; all,
+    where there is no GPU) or each set of cores. The output is the same, and a job that was begun
+    with other devices goes on. Rows of an engine whose process died run again.
+
     With --ray, Parquet files go through engines on many cores, GPUs or machines, in any order, into
     a folder/. A row that cannot be used stays, with the reason in the column prediction_error. Ray
     starts a worker that died again; a job that was killed begins anew.
@@ -171,6 +183,7 @@ def command(
     from tfc.runtime.jobs import run_job
     from tfc.runtime.tasks.options import values_from_settings
 
+    refuse_with_devices(devices, {"ray": ray, "shadow": shadow})
     if ray:
         refuse_with_ray({**job, "shadow": shadow, "log_json": log_json, "metrics": metrics_file})
         wanted = {"engine": engine, "require_verified": require_verified, "threads": threads}
@@ -183,7 +196,12 @@ def command(
         raise UsageError("--workers and --ray-address are of jobs with Ray", fix="Add --ray")
     log = JsonLog()
     metrics = None if metrics_file is None else MetricsFile(metrics_file, output)
-    loaded = Session.load(artifact, engine, threads, require_verified=require_verified)
+    loaded: Session | DeviceSession
+    if devices is None:
+        loaded = Session.load(artifact, engine, threads, require_verified=require_verified)
+    else:
+        events = log.event if log_json else None
+        loaded = loaded_on_devices(artifact, devices, engine, threads, require_verified, events)
     with loaded as session:
         watch = None
         if shadow is not None:
@@ -204,7 +222,7 @@ def command(
             except JobStopped as stop:
                 stop.exit_code = stopped.exit_code or stop.exit_code
                 raise
-        memory = session.memory
+        memory = session.memory if isinstance(session, Session) else None
     if metrics is not None:
         metrics.finish()
     drift = None if watch is None else watch.drift()
@@ -223,7 +241,7 @@ def command(
     fail_on_bad_rows(on_error, summary.bad_rows, str(summary.errors or output))
 
 
-def _warn(session: Session, artifact: str, log: JsonLog | None) -> None:
+def _warn(session: Session | DeviceSession, artifact: str, log: JsonLog | None) -> None:
     """Say that the engine is not verified; in the log where there is one."""
     if session.verdict == "verified":
         return
