@@ -45,7 +45,7 @@ class Plan:
         return {"num_hidden_layers": 1} if self.quick else {}
 
     @property
-    def rows_to_verify(self) -> list[str]:
+    def fewer(self) -> list[str]:
         """Flags of `tfc verify`: none, or few rows and no relations."""
         return ["--limit", str(QUICK_ROWS), "--no-relations"] if self.quick else []
 

@@ -1,4 +1,4 @@
-"""From English to German: a small encoder-decoder, trained from nothing.
+"""From English to German: a small encoder-decoder with its own tokenizer, trained from nothing.
 
 python examples/order_german.py
 """
@@ -10,56 +10,42 @@ from collections.abc import Sequence
 import torch
 from commands import DATA, plan_from, tfc
 from order_sentences import EVAL, sentences
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from training import Row, fit, read_rows, save
-from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
+from training import Row, fit, new_tokenizer, read_rows, save
+from transformers import BartConfig, BartForConditionalGeneration
 
-NEW = DATA / "order_german" / "new.jsonl"
-SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
-WIDTH, LAYERS, HEADS = 128, 2, 4  # of encoder and decoder
-
-
-def tokenizer_of(texts: list[str], vocabulary: int = 600) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer for both languages."""
-    rust = Tokenizer(models.BPE(unk_token=SPECIAL["unk_token"]))
-    rust.pre_tokenizer, rust.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=list(SPECIAL.values()), show_progress=False
-    )
-    rust.train_from_iterator(texts, trainer)
-    rust.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=rust, model_max_length=64, **SPECIAL)
+LONGEST = 64  # tokens of a sentence
+SIZES = {"d_model": 128, "max_position_embeddings": LONGEST} | {
+    f"{side}_{name}": size
+    for side in ("encoder", "decoder")
+    for name, size in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 512))
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, compile, verify and run."""
     plan = plan_from(__doc__, "order_german", arguments)
-    rows = sentences(4000, seed=0, without={row["text"] for row in read_rows(EVAL)})
-    tokenizer = tokenizer_of([text for row in rows for text in row.values()])
+    rows = plan.some(sentences(4000, seed=0, without={row["text"] for row in read_rows(EVAL)}))
+    texts = [text for row in rows for text in row.values()]
+    tokenizer, ids = new_tokenizer(texts, tokens=600, longest=LONGEST)
     torch.manual_seed(0)
-    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in
-             (("layers", LAYERS), ("attention_heads", HEADS), ("ffn_dim", 4 * WIDTH))}  # fmt: skip
-    config = {"d_model": WIDTH, "max_position_embeddings": 64, "dropout": 0.0, **sizes, **IDS}
-    model = BartForConditionalGeneration(BartConfig(vocab_size=len(tokenizer), **config))
+    config = BartConfig(vocab_size=len(tokenizer), dropout=0.0, **SIZES, **ids)
+    model = BartForConditionalGeneration(config)
+    model.generation_config.max_length = LONGEST
 
     def loss_of(chunk: list[Row]) -> torch.Tensor:
-        inputs, labels = (
-            tokenizer([row[name] for row in chunk], padding=True, return_tensors="pt")
-            for name in ("text", "translation")
-        )
-        ids = labels.input_ids.masked_fill(labels.attention_mask == 0, -100)  # padding counts not
-        mask = inputs.attention_mask
-        return model(input_ids=inputs.input_ids, attention_mask=mask, labels=ids).loss
+        english, german = ([row[name] for row in chunk] for name in ("text", "translation"))
+        inputs = tokenizer(english, text_target=german, padding=True, return_tensors="pt")
+        labels = inputs.labels.masked_fill(inputs.labels == tokenizer.pad_token_id, -100)
+        return model(inputs.input_ids, inputs.attention_mask, labels=labels).loss
 
-    fit(model, plan.some(rows), loss_of, epochs=plan.epochs(12), lr=1e-3, batch_size=32)
+    fit(model, rows, loss_of, epochs=plan.epochs(12), lr=1e-3, batch_size=32)
     save(model, tokenizer, plan.checkpoint)
     tfc("export", plan.checkpoint, "-o", plan.artifact, "--overwrite")
     tfc("build-engine", plan.artifact, "--fp16")
-    tfc("verify", plan.artifact, "--data", EVAL, *plan.rows_to_verify)
-    tfc("run", plan.artifact, NEW, "-o", plan.predictions)
+    tfc("verify", plan.artifact, "--data", EVAL, "--label-column", "translation", *plan.fewer)
+    tfc("run", plan.artifact, DATA / "order_german/new.jsonl", "-o", plan.predictions)
     for row in read_rows(plan.predictions):
-        print(f"{row['text']}\n  {row['prediction']['text']}")
+        print(row["text"], row["prediction"]["text"], sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Nearest texts by embeddings, their order by a model of pairs, and what an order is worth."""
+"""What a search needs beside its models: the nearest texts, orders, and what an order is worth."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,64 +11,69 @@ import numpy as np
 from tfc.runtime import Session
 
 DEPTH = 10
-Ranking = Sequence[str]  # ids of documents, the best first
-Worth = Mapping[str, float]  # of each document that is worth anything, found or not
+Row = dict[str, Any]
+Found = dict[str, float]  # the cosine of each text by its id, the nearest first
+Worth = Mapping[str, float]  # of each text that is worth anything to a query, found or not
 
 
-def nearest(session: Session, queries: Sequence[str], texts: Mapping[str, str]) -> list[Ranking]:
-    """The ids of the ten texts nearest to each query; embeddings have length 1."""
-    found = np.stack([each["embedding"] for each in session.predict([*queries, *texts.values()])])
-    cosines = found[: len(queries)] @ found[len(queries) :].T
-    ids = list(texts)
-    return [[ids[place] for place in places[:DEPTH]] for places in np.argsort(-cosines, axis=1)]
+def nearest(session: Session, queries: Sequence[Row], texts: Mapping[str, str]) -> list[Found]:
+    """How near each text is to each query; embeddings have length 1."""
+    read = [*(query["text"] for query in queries), *texts.values()]
+    vectors = np.stack([found["embedding"] for found in session.predict(read)])
+    cosines = vectors[: len(queries)] @ vectors[len(queries) :].T
+    return [
+        dict(sorted(zip(texts, map(float, line), strict=True), key=lambda pair: -pair[1]))
+        for line in cosines
+    ]
 
 
-def pairs(
-    queries: Sequence[Mapping[str, Any]], rankings: Sequence[Ranking], texts: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """A row for each query and each text found for it, with what the text is worth."""
+def candidates(
+    queries: Sequence[Row], found: Sequence[Found], texts: Mapping[str, str]
+) -> list[Row]:
+    """A row for each query and each of the texts nearest to it, with what the text is worth."""
     return [
         {
             "text": query["text"],
             "text_pair": texts[each],
             "id": each,
+            "cosine": cosine,
             "relevance": query["relevant"].get(each, 0),
         }
-        for query, ranked in zip(queries, rankings, strict=True)
-        for each in ranked
+        for query, near in zip(queries, found, strict=True)
+        for each, cosine in list(near.items())[:DEPTH]
     ]
 
 
-def reranked(rows: Sequence[Mapping[str, Any]]) -> list[Ranking]:
-    """The ids of pairs with their predictions, by score for each query, in the queries' order."""
-    queries: dict[str, list[Mapping[str, Any]]] = {}
+def ordered(rows: Sequence[Row], score: Callable[[Row], float]) -> dict[str, list[str]]:
+    """The ids of each query's candidates, the highest score first."""
+    queries: dict[str, list[Row]] = {}
     for row in rows:
         queries.setdefault(row["text"], []).append(row)
-    return [
-        [row["id"] for row in sorted(each, key=lambda row: -row["prediction"]["score"])]
-        for each in queries.values()
-    ]
+    return {
+        query: [row["id"] for row in sorted(each, key=score, reverse=True)]
+        for query, each in queries.items()
+    }
 
 
-def ndcg(ranked: Ranking, worth: Worth) -> float:
+def ndcg(ranked: Sequence[str], worth: Worth) -> float:
     """Of one query: gains of the first ten, discounted by place, as a share of the best order's.
 
     Source: Järvelin and Kekäläinen, 2002, with the worth itself as the gain.
     """
-    gains = [worth.get(document, 0) for document in ranked[:DEPTH]]
+    gains = [worth.get(each, 0) for each in ranked[:DEPTH]]
     return _discounted(gains) / _discounted(sorted(worth.values(), reverse=True)[:DEPTH])
 
 
-def reciprocal_rank(ranked: Ranking, worth: Worth) -> float:
-    """Of one query: 1 / the place of the first document that is worth the most; 0 if not found."""
+def reciprocal_rank(ranked: Sequence[str], worth: Worth) -> float:
+    """Of one query: 1 / the place of the first text that is worth the most; 0 if not found."""
     most = max(worth.values())
     hits = (1 / place for place, each in enumerate(ranked, 1) if worth.get(each) == most)
     return next(hits, 0.0)
 
 
-def summary(name: str, rankings: Sequence[Ranking], worths: Sequence[Worth]) -> str:
+def summary(name: str, rankings: Mapping[str, Sequence[str]], queries: Sequence[Row]) -> str:
     """One line: the means over all queries."""
-    pairs = list(zip(rankings, worths, strict=True))
+    pairs = [(rankings[query["text"]], query["relevant"]) for query in queries]
     gain = sum(ndcg(*pair) for pair in pairs) / len(pairs)
     first = sum(reciprocal_rank(*pair) for pair in pairs) / len(pairs)
     return f"{name:12} nDCG@10 {gain:.3f}  MRR {first:.3f}  ({len(pairs)} queries)"

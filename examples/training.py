@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, get_linear_schedule_with_warmup
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
 from transformers.utils import logging
 
 Row = dict[str, Any]
@@ -48,12 +49,27 @@ def from_base(kind: Any, base: Path | None = None, seed: int = 0, **config: Any)
     """
     logging.set_verbosity_error()  # that the head is new is what we want
     logging.disable_progress_bar()
+    random.seed(seed)
     torch.manual_seed(seed)
     base = base or packaged_base()
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = kind.from_pretrained(base, **config)
     model.get_input_embeddings().requires_grad_(False)
     return model, tokenizer
+
+
+def new_tokenizer(texts: list[str], tokens: int, longest: int) -> tuple[Any, dict[str, int]]:
+    """A byte-pair tokenizer of the texts' own, and the ids that the config of a model needs."""
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    names = list(special.values())
+    rust = Tokenizer(models.BPE(unk_token="<unk>"))
+    rust.pre_tokenizer, rust.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=tokens, special_tokens=names, show_progress=False)
+    rust.train_from_iterator(texts, trainer)
+    rust.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rust, model_max_length=longest, **special)
+    ids = {f"{name}_id": number for number, name in enumerate(special)}
+    return tokenizer, {**ids, "decoder_start_token_id": ids["eos_token_id"]}
 
 
 def label_config(names: list[str]) -> dict[str, Any]:
