@@ -40,6 +40,11 @@ class Plan:
         return self.folder / "predictions.jsonl"
 
     @property
+    def report(self) -> Path:
+        """What `tfc report` writes."""
+        return self.folder / "report.md"
+
+    @property
     def base(self) -> dict[str, Any]:
         """Of the base's layers all, or the first."""
         return {"num_hidden_layers": 1} if self.quick else {}

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tfc("export", plan.checkpoint, "-o", plan.artifact, "--overwrite")
     tfc("build-engine", plan.artifact, "--fp16")
     tfc("verify", plan.artifact, "--data", EVAL, "--label-column", "entities", *plan.fewer)
+    tfc("report", plan.artifact, "-o", plan.report)
     tfc("run", plan.artifact, NEW, "-o", plan.predictions, "--set", "aggregation=first")
     for row in read_rows(plan.predictions):
         print("\n" + row["text"])

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tfc("export", plan.checkpoint, "-o", plan.artifact, "--overwrite")
     tfc("build-engine", plan.artifact, "--fp16")
     tfc("verify", plan.artifact, "--data", EVAL, "--label-column", "label", *plan.fewer)
+    tfc("report", plan.artifact, "-o", plan.report)
     tfc("run", plan.artifact, NEW, "-o", plan.predictions)
     for row in read_rows(plan.predictions):
         found = row["prediction"]

@@ -5,23 +5,21 @@ python examples/help_centre.py
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import torch
 from commands import DATA, plan_from, tfc
-from retrieval import DEPTH, candidates, nearest, ordered, summary
+from retrieval import candidates, contrast, nearest, ordered, summary
 from training import Row, fit, from_base, packaged_base, read_rows, save, write_rows
 from transformers import AutoModelForSequenceClassification
 
 from tfc.runtime import Session
 
-FOLDER = DATA / "help_centre"
-ARTICLES, TRAIN, EVAL = (read_rows(FOLDER / f"{n}.jsonl") for n in ("articles", "train", "eval"))
+PARTS = "articles", "train", "eval"
+ARTICLES, TRAIN, EVAL = (read_rows(DATA / f"help_centre/{part}.jsonl") for part in PARTS)
 TITLES = {row["id"]: row["title"] for row in ARTICLES}  # what the cross-encoder reads
 TEXTS = {row["id"]: f"{row['title']} {row['text']}" for row in ARTICLES}
-WRONG = 5  # articles beside the right one that a training query is shown with
-COSINE = 20  # what a cosine counts beside the score, in which differences are larger
+WRONG, COSINE = 5, 20  # wrong articles per right one in training; what a cosine counts for
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,16 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, tokenizer = from_base(AutoModelForSequenceClassification, num_labels=1, **plan.base)
 
     def loss_of(rows: list[Row]) -> torch.Tensor:
-        shown = []  # the right article first, then some of the nearest wrong ones
-        for row in rows:
-            wrong = [each for each in near[row["text"]] if each not in row["relevant"]][:DEPTH]
-            right = max(row["relevant"], key=row["relevant"].get)
-            shown += [(row["text"], each) for each in (right, *random.sample(wrong, WRONG))]
-        read = [(query, TITLES[each]) for query, each in shown]
+        """Of the articles shown with a query, the right one, which is first, shall win."""
+        shown = [(row["text"], *each) for row in rows for each in contrast(row, near, WRONG)]
+        read = [(query, TITLES[article]) for query, article, _ in shown]
         scores = model(**tokenizer(read, padding=True, return_tensors="pt")).logits[:, 0]
-        cosines = torch.tensor([near[query][each] for query, each in shown])
-        odds = (scores + COSINE * cosines).view(len(rows), -1).log_softmax(dim=-1)
-        return -odds[:, 0].mean()
+        scores = scores + COSINE * torch.tensor([cosine for *_, cosine in shown])
+        return -scores.view(len(rows), -1).log_softmax(dim=-1)[:, 0].mean()
 
     fit(model, queries, loss_of, epochs=plan.epochs(6), batch_size=8)
     save(model, tokenizer, plan.checkpoint)
@@ -53,11 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tfc("export", plan.checkpoint, "-o", plan.artifact, "--overwrite")
     tfc("build-engine", plan.artifact, "--fp16")
     tfc("verify", plan.artifact, "--data", pairs, *columns, *plan.fewer)
+    tfc("report", plan.artifact, "-o", plan.report)
     tfc("run", plan.artifact, pairs, "-o", plan.predictions, "--pair-column", "text_pair")
     rows = read_rows(plan.predictions)
-    before = ordered(rows, lambda row: row["cosine"])
-    after = ordered(rows, lambda row: row["prediction"]["score"] + COSINE * row["cosine"])
-    print("", summary("retrieved", before, held_out), summary("anew", after, held_out), sep="\n")
+    print(summary("retrieved", ordered(rows, lambda row: row["cosine"]), held_out))
+    anew = ordered(rows, lambda row: row["prediction"]["score"] + COSINE * row["cosine"])
+    print(summary("ranked anew", anew, held_out))
 
 
 if __name__ == "__main__":

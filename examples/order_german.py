@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tfc("export", plan.checkpoint, "-o", plan.artifact, "--overwrite")
     tfc("build-engine", plan.artifact, "--fp16")
     tfc("verify", plan.artifact, "--data", EVAL, "--label-column", "translation", *plan.fewer)
+    tfc("report", plan.artifact, "-o", plan.report)
     tfc("run", plan.artifact, DATA / "order_german/new.jsonl", "-o", plan.predictions)
     for row in read_rows(plan.predictions):
         print(row["text"], row["prediction"]["text"], sep="\n  ")

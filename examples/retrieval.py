@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,14 @@ def nearest(session: Session, queries: Sequence[Row], texts: Mapping[str, str]) 
         dict(sorted(zip(texts, map(float, line), strict=True), key=lambda pair: -pair[1]))
         for line in cosines
     ]
+
+
+def contrast(query: Row, near: Mapping[str, Found], wrong: int) -> list[tuple[str, float]]:
+    """The right text of a query, then some of the nearest wrong ones, all with their cosines."""
+    found, worth = near[query["text"]], query["relevant"]
+    others = [each for each in found if each not in worth][:DEPTH]
+    shown = [max(worth, key=worth.__getitem__), *random.sample(others, wrong)]
+    return [(each, found[each]) for each in shown]
 
 
 def candidates(
