@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,16 @@ Found = dict[str, float]  # the cosine of each text by its id, the nearest first
 Worth = Mapping[str, float]  # of each text that is worth anything to a query, found or not
 
 
-def nearest(session: Session, queries: Sequence[Row], texts: Mapping[str, str]) -> list[Found]:
-    """How near each text is to each query; embeddings have length 1."""
-    read = [*(query["text"] for query in queries), *texts.values()]
-    vectors = np.stack([found["embedding"] for found in session.predict(read)])
-    cosines = vectors[: len(queries)] @ vectors[len(queries) :].T
-    return [
-        dict(sorted(zip(texts, map(float, line), strict=True), key=lambda pair: -pair[1]))
-        for line in cosines
-    ]
+def nearest(artifact: Path, queries: Sequence[Row], texts: Mapping[str, str]) -> dict[str, Found]:
+    """How near each text is to each query, by an artifact whose embeddings have length 1."""
+    read = [query["text"] for query in queries]
+    with Session.load(str(artifact)) as session:
+        vectors = np.stack([one["embedding"] for one in session.predict([*read, *texts.values()])])
+    found = {}
+    for query, cosines in zip(read, vectors[: len(read)] @ vectors[len(read) :].T, strict=True):
+        near = zip(texts, map(float, cosines), strict=True)
+        found[query] = dict(sorted(near, key=lambda pair: pair[1], reverse=True))
+    return found
 
 
 def contrast(query: Row, near: Mapping[str, Found], wrong: int) -> list[tuple[str, float]]:
@@ -37,7 +39,7 @@ def contrast(query: Row, near: Mapping[str, Found], wrong: int) -> list[tuple[st
 
 
 def candidates(
-    queries: Sequence[Row], found: Sequence[Found], texts: Mapping[str, str]
+    queries: Sequence[Row], near: Mapping[str, Found], texts: Mapping[str, str]
 ) -> list[Row]:
     """A row for each query and each of the texts nearest to it, with what the text is worth."""
     return [
@@ -48,8 +50,8 @@ def candidates(
             "cosine": cosine,
             "relevance": query["relevant"].get(each, 0),
         }
-        for query, near in zip(queries, found, strict=True)
-        for each, cosine in list(near.items())[:DEPTH]
+        for query in queries
+        for each, cosine in list(near[query["text"]].items())[:DEPTH]
     ]
 
 

@@ -42,10 +42,13 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def from_base(kind: Any, base: Path | None = None, seed: int = 0, **config: Any) -> tuple[Any, Any]:
+def from_base(
+    kind: Any, base: Path | None = None, seed: int = 0, frozen: int = 0, **config: Any
+) -> tuple[Any, Any]:
     """A model of `kind`, an Auto class, with a new head, and its tokenizer.
 
-    The word vectors are kept as they are: a few hundred texts would only spoil them.
+    The word vectors are kept as they are, which a few hundred texts would only spoil, and so are
+    the first `frozen` layers, which saves time.
     """
     logging.set_verbosity_error()  # that the head is new is what we want
     logging.disable_progress_bar()
@@ -55,6 +58,8 @@ def from_base(kind: Any, base: Path | None = None, seed: int = 0, **config: Any)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = kind.from_pretrained(base, **config)
     model.get_input_embeddings().requires_grad_(False)
+    for layer in model.base_model.encoder.layer[:frozen]:
+        layer.requires_grad_(False)
     return model, tokenizer
 
 
