@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scores = scores + COSINE * torch.tensor([cosine for *_, cosine in shown])
         return -scores.view(len(rows), -1).log_softmax(dim=-1)[:, 0].mean()
 
-    fit(model, queries, loss_of, epochs=plan.epochs(4), lr=3e-4, batch_size=8)
+    fit(model, queries, loss_of, epochs=plan.epochs(3), lr=3e-4, batch_size=8)
     save(model, tokenizer, plan.checkpoint)
     columns = ("--pair-column", "text_pair", "--label-column", "relevance", "--limit", "1000")
     tfc("export", plan.checkpoint, "-o", plan.artifact, "--overwrite")
