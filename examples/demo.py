@@ -10,13 +10,13 @@ import argparse
 import hashlib
 import importlib.util
 import json
-import os
-import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from commands import say, tfc
 
 from tfc import Artifact, TfcError
 
@@ -47,20 +47,21 @@ def main() -> None:
     tfc("build-engine", ARTIFACT, "--fp16")
     if importlib.util.find_spec("tensorrt_rtx") is not None:
         tfc("build-engine", ARTIFACT, "--fp16", "--backend", "tensorrt-rtx")
-    tfc("verify", ARTIFACT, "--data", relative(EVAL))
+    tfc("verify", ARTIFACT, "--data", EVAL, "--label-column", "label")
     tfc("bench", ARTIFACT, *(ONE_SHAPE if options.quick else ALL_SHAPES))
-    tfc("run", ARTIFACT, relative(EVAL), "-o", PREDICTIONS)
+    tfc("run", ARTIFACT, EVAL, "-o", PREDICTIONS)
     summary(time.perf_counter() - begun)
 
 
 def finetune(flags: list[str]) -> None:
     """Fine-tune the classifier, unless the script and its data are those of the last time."""
-    sources = [HERE / "finetune_intent.py", DATA / "train.jsonl", EVAL]
+    sources = [HERE / "finetune_intent.py", HERE / "training.py", DATA / "train.jsonl", EVAL]
     content = b"".join(path.read_bytes() for path in sources) + " ".join(flags).encode()
     digest = hashlib.sha256(content).hexdigest()
-    command = ["python", relative(sources[0]), "-o", CHECKPOINT, *flags]
+    command = ["python", sources[0], "-o", CHECKPOINT, *flags]
     if CHECKPOINT.is_dir() and STAMP.is_file() and STAMP.read_text() == digest:
-        say(command, "# the script and its data did not change: the checkpoint is kept")
+        say(command)
+        print("# the script and its data did not change: the checkpoint is kept", flush=True)
         return
     say(command)
     subprocess.run([sys.executable, *map(str, command[1:])], check=True)
@@ -85,39 +86,16 @@ def is_readable(artifact: Path) -> bool:
     return True
 
 
-def tfc(*arguments: object) -> None:
-    """Show and run one command; end the demo with its exit code if it fails."""
-    say(["tfc", *arguments])
-    done = subprocess.run([sys.executable, "-m", "tfc", *map(str, arguments)], check=False)
-    if done.returncode != 0:
-        sys.exit(done.returncode)
-
-
-def say(command: list[object], remark: str = "") -> None:
-    """Print a command line as it is typed."""
-    print(f"\n$ {shlex.join(map(str, command))}", flush=True)
-    if remark:
-        print(remark, flush=True)
-
-
-def relative(path: Path) -> str:
-    """The path as one would type it here."""
-    return os.path.relpath(path)
-
-
 def summary(seconds: float) -> None:
     """Accuracy before and after, parity, throughput, and where everything lies."""
-    rows = [json.loads(line) for line in PREDICTIONS.read_text(encoding="utf-8").splitlines()]
-    right = sum(row["prediction"]["label"] == row["label"] for row in rows)
-    expected = pytorch_labels([row["text"] for row in rows])
-    before = sum(label == row["label"] for label, row in zip(expected, rows, strict=True))
-    same = sum(
-        label == row["prediction"]["label"] for label, row in zip(expected, rows, strict=True)
-    )
     verified = json.loads((ARTIFACT / "reports/verify.json").read_text(encoding="utf-8"))
+    metrics = verified["metrics"]
+    rows, before = metrics["rows"], metrics["pytorch"]["values"]["accuracy"]
     print(f"\nSummary ({seconds:.0f} s)")
-    print(f"  accuracy     PyTorch {before / len(rows):.1%}, engine {right / len(rows):.1%} "
-          f"on {len(rows)} utterances; {same} of {len(rows)} labels are the same")  # fmt: skip
+    for found in metrics["engines"].values():
+        after, same = found["values"]["accuracy"], rows - found["flipped"]["rows"]
+        print(f"  accuracy     PyTorch {before:.1%}, engine {after:.1%} "
+              f"on {rows} utterances; {same} of {rows} labels are the same")  # fmt: skip
     for name, found in verified["engines"].items():
         print(f"  parity       {name}: {parity_line(found)}")
     bench = json.loads((ARTIFACT / "reports/bench.json").read_text(encoding="utf-8"))
@@ -145,26 +123,6 @@ def throughput_line(cell: dict[str, Any]) -> str:
         for name, timing in cell["timings"].items()
     ]
     return f"{cell['workload']} tokens: {', '.join(engines)}"
-
-
-def pytorch_labels(texts: list[str]) -> list[str]:
-    """What the checkpoint itself says, through transformers and PyTorch."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    model = AutoModelForSequenceClassification.from_pretrained(CHECKPOINT).eval()
-    labels: list[str] = []
-    for start in range(0, len(texts), 16):
-        batch = tokenizer(
-            texts[start : start + 16], padding=True, truncation=True, return_tensors="pt"
-        )
-        with torch.inference_mode():
-            best = model(**batch).logits.argmax(dim=-1)
-        labels += [model.config.id2label[int(index)] for index in best]
-    return labels
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""The scripts under examples/ run, on a tiny classifier; the demo has a test of its own."""
+"""The scripts under examples/ run, cut down where they train; the demo has a test of its own."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +90,106 @@ def test_stream_answers_before_its_input_ends(tiny_artifact: Path) -> None:
         assert found == list(range(200))
         assert time.monotonic() - started < 60
     assert consumer.returncode == 0
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """`module("training")` imports an example; what it tells transformers to print is undone."""
+    from transformers.utils import logging
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    verbosity = logging.get_verbosity()
+    yield importlib.import_module
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# The text classifier and the search take the demo's path and more of the same: they run on demand.
+@pytest.mark.parametrize(
+    ("name", "rows", "metric"),
+    [
+        ("delivery_entities", 3, "F1"),
+        ("order_german", 3, "BLEU"),
+        pytest.param("financial_news", 3, "accuracy", marks=pytest.mark.demo),
+        pytest.param("help_centre", 160, "nDCG@10", marks=pytest.mark.demo),
+    ],
+)
+def test_from_training_to_predictions(
+    module: Callable[[str], Any],
+    name: str,
+    rows: int,
+    metric: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module(name).main(["--quick", "-o", str(tmp_path)])
+    printed = capsys.readouterr().out
+    commands = [line.split()[2] for line in printed.splitlines() if line.startswith("$ tfc ")]
+    retriever = ["export", "build-engine"] if name == "help_centre" else []
+    assert commands == [*retriever, "export", "build-engine", "verify", "report", "run"]
+    assert metric in (tmp_path / "report.md").read_text("utf-8")
+    found = json.loads((tmp_path / "artifact/reports/verify.json").read_text("utf-8"))
+    assert [engine["verdict"] for engine in found["engines"].values()] == ["verified"]
+    assert found["metrics"]["main"] == metric
+    assert [
+        set(row) >= {"text", "prediction"} for row in rows_of(tmp_path / "predictions.jsonl")
+    ] == ([True] * rows)
+
+
+def test_nothing_is_trained_on_and_held_out() -> None:
+    for folder in (EXAMPLES / "data").iterdir():
+        parts = [folder / f"{name}.jsonl" for name in ("train", "eval", "new")]
+        texts = [row["text"].lower() for part in parts if part.exists() for row in rows_of(part)]
+        assert len(texts) == len(set(texts)) > 100, folder
+
+
+def test_the_entities_are_in_their_texts() -> None:
+    for name in ("train", "eval"):
+        for row in rows_of(EXAMPLES / "data" / "delivery_entities" / f"{name}.jsonl"):
+            spans = [row["text"][each["start"] : each["end"]] for each in row["entities"]]
+            assert all(span and span == span.strip() for span in spans), row
+            ends = [0, *(each["end"] for each in row["entities"])]
+            starts = [each["start"] for each in row["entities"]]
+            assert all(end <= start for end, start in zip(ends, starts, strict=False)), row
+
+
+def test_the_queries_name_articles() -> None:
+    data = EXAMPLES / "data" / "help_centre"
+    known = {row["id"] for row in rows_of(data / "articles.jsonl")}
+    for row in rows_of(data / "train.jsonl") + rows_of(data / "eval.jsonl"):
+        assert set(row["relevant"]) <= known, row
+        assert sorted(row["relevant"].values())[-1] == 2, row
+
+
+def test_the_held_out_sentences_are_the_grammars(module: Callable[[str], Any]) -> None:
+    grammar = module("order_sentences")
+    held_out = rows_of(grammar.EVAL)
+    assert held_out == grammar.sentences(len(held_out), seed=1)
+    texts = {row["text"] for row in held_out}
+    assert not texts & {row["text"] for row in grammar.sentences(300, seed=0, without=texts)}
+
+
+def test_what_a_ranking_is_worth(module: Callable[[str], Any]) -> None:
+    retrieval = module("retrieval")
+    query = {"text": "q", "relevant": {"a": 2, "b": 1}}
+    rows = [
+        {"text": "q", "id": name, "score": score}
+        for name, score in zip("xba", (3, 2, 1), strict=True)
+    ]
+    ranked = retrieval.ordered(rows, lambda row: row["score"])
+    assert ranked == {"q": ["x", "b", "a"]}
+    # Gains 0, 1, 2 at places 1, 2, 3; at best 2, 1, 0.
+    best = 2 + 1 / math.log2(3)
+    assert retrieval.ndcg(ranked["q"], query["relevant"]) == pytest.approx(
+        (1 / math.log2(3) + 2 / math.log2(4)) / best
+    )
+    assert retrieval.reciprocal_rank(ranked["q"], query["relevant"]) == pytest.approx(1 / 3)
+    assert retrieval.reciprocal_rank(["x"], query["relevant"]) == 0
+    near = {"q": {"x": 0.9, "a": 0.5, "b": 0.4, "y": 0.3}}
+    right, *wrong = retrieval.contrast(query, near, 2)
+    assert right == ("a", 0.5)
+    assert sorted(wrong) == [("x", 0.9), ("y", 0.3)]
