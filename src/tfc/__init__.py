@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tfc.steps.export_module import export, export_module
     from tfc.steps.optimize import optimize
     from tfc.steps.report import report
+    from tfc.steps.simplification.simplify import simplify
     from tfc.steps.stack import second_stage, stack_features
     from tfc.steps.verification.verify import verify
 
@@ -34,6 +35,7 @@ _WHERE = {
     "optimize": "tfc.steps.optimize",
     "report": "tfc.steps.report",
     "run_job": "tfc.runtime.jobs",
+    "simplify": "tfc.steps.simplification.simplify",
     "second_stage": "tfc.steps.stack",
     "stack_features": "tfc.steps.stack",
     "verify": "tfc.steps.verification.verify",
@@ -51,6 +53,7 @@ __all__ = [
     "report",
     "run_job",
     "second_stage",
+    "simplify",
     "stack_features",
     "verify",
 ]

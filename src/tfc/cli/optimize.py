@@ -10,6 +10,7 @@ import click
 
 from tfc.cli.console import out, progress, table, working
 from tfc.cli.options import PassNames, allow_missed_option, pass_options
+from tfc.cli.simplify import Simplifying, check_simplifying, simplified, simplify_options
 from tfc.errors import EXIT_CONTRACT, UsageError
 
 _SHOWN = 5
@@ -20,10 +21,11 @@ _LABELS = {"attention": "attention", "add_layernorm": "add+LayerNorm"}
 @click.argument("source", metavar="ARTIFACT|MODEL.onnx")
 @click.option(
     "--target",
-    required=True,
     type=click.Choice(["onnxruntime", "onnxruntime-cuda", "tensorrt"]),
-    help="What the graph is for: ONNX Runtime on the CPU or on CUDA, or TensorRT.",
+    help="What the graph is for: ONNX Runtime on the CPU or on CUDA, or TensorRT. Needed unless "
+    "the graph is only simplified.",
 )
+@simplify_options
 @pass_options
 @click.option(
     "--explain",
@@ -39,7 +41,12 @@ def command(
     ctx: click.Context,
     /,
     source: str,
-    target: str,
+    target: str | None,
+    wanted: bool | None,
+    calib: str | None,
+    calib_limit: int | None,
+    max_drop: float | None,
+    label_column: str | None,
     place: str | None,
     output: str | None,
     as_json: bool,
@@ -56,8 +63,23 @@ def command(
     MODEL.onnx, is written to OUT.onnx even where a fusion was missed. From 4 GiB of weights on they
     are not loaded: passes are judged on random ones in their place, and an OUT.onnx in the folder
     of MODEL.onnx goes on reading what did not change from the file where it is.
+
+    --simplify shrinks the matrices themselves, as far as --max-drop allows on --calib, and drops
+    sublayers that nothing is left of. Engines and reports of the whole graph are removed.
     """
     is_file = Path(source).is_file() or source.endswith(".onnx")
+    simplifying = Simplifying(wanted, calib, calib_limit, max_drop, label_column)
+    check_simplifying(simplifying, is_file=is_file, explains=place is not None)
+    before: dict[str, Any] = {}
+    if wanted is not None:
+        before["simplify"] = simplified(source, simplifying, None, None, as_json)
+        if target is None:
+            if as_json:
+                print(json.dumps(before, indent=2))
+            return
+    if target is None:
+        option = next(each for each in ctx.command.params if each.name == "target")
+        raise click.MissingParameter(ctx=ctx, param=option)
     if place is not None:
         _explain(Path(source) if is_file else source, target, place, as_json, selection)
         return
@@ -71,7 +93,7 @@ def command(
     else:
         report = _optimized_artifact(source, target, allow_missed, as_json, selection)
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps({**before, **report}, indent=2))
     else:
         print_report(report, target)
     short = any(c["found"] < c["expected"] for c in report["fusions"].values())
