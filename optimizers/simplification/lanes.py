@@ -8,7 +8,7 @@ certain places of one axis of each value, its lane. From a value whose lane is k
 1. an elementwise operator has the same places in its inputs and its output;
 2. Transpose, Reshape, Squeeze and Unsqueeze move them;
 3. Split cuts the axis in equal parts, which all have the same units (a gate and what it gates);
-4. a norm, rotary embedding, Slice or Concat along another axis leaves them where they are;
+4. a norm, rotary embedding, Expand, Slice or Concat along another axis leaves them where they are;
 5. a product with a constant matrix begins or ends them;
 6. `Attention` has one head of K and V for each unit, with the heads of Q that read it.
 
@@ -79,6 +79,11 @@ class Lane:
     axis: int
     units: tuple[int, ...]
 
+    @property
+    def single(self) -> bool:
+        """Whether there is one unit: it goes as a whole or not at all, wherever it stands."""
+        return len(set(self.units)) == 1
+
 
 class CannotCut(Exception):
     """Why units cannot be taken out."""
@@ -113,7 +118,7 @@ def spread(seeds: dict[ir.Value, Lane]) -> Region:
         value, lane = todo.pop()
         known = region.lane(value)
         if known is not None:
-            if known != lane:
+            if known != lane and not (known.single and lane.single):
                 raise CannotCut(f"the units of '{value.name}' stand in two orders")
             continue
         if value.is_graph_input() or value.is_graph_output():
@@ -154,6 +159,7 @@ def _through(
         "Transpose": _transposed,
         "Split": _split,
         "Concat": _concat,
+        "Expand": _expanded,
         "Slice": _slice,
         "RotaryEmbedding": _rotary,
         **dict.fromkeys(ELEMENTWISE, _elementwise),
@@ -192,19 +198,33 @@ def attention_seeds(node: ir.Node) -> dict[ir.Value, Lane]:
         raise CannotCut("it reads keys of earlier tokens")
     if any(list(output.uses()) for output in node.outputs[1:]):
         raise CannotCut("its scores or keys are read elsewhere")
-    heads, groups, others = (shape[_HEADS_AXIS] for shape in shapes if shape is not None)
-    if not isinstance(heads, int) or not isinstance(groups, int) or groups != others:
+    heads, read, others = (shape[_HEADS_AXIS] for shape in shapes if shape is not None)
+    if not isinstance(heads, int) or not isinstance(read, int) or read != others:
         raise CannotCut("its number of heads is not fixed")
     mask = known_shape(node.inputs[_MASK]) if len(node.inputs) > _MASK else None
     given = len(node.inputs) > _MASK and node.inputs[_MASK] is not None
     if given and (mask is None or (len(mask) == _HEADS_RANK and mask[_HEADS_AXIS] != 1)):
         raise CannotCut("its mask or position bias differs between heads")
-    wide = Lane(_HEADS_AXIS, tuple(head // (heads // groups) for head in range(heads)))
-    narrow = Lane(_HEADS_AXIS, tuple(range(groups)))
     assert query is not None
     assert key is not None
     assert value is not None
+    groups = _groups_of(key, read)
+    wide, narrow = (
+        Lane(_HEADS_AXIS, tuple(head // (number // groups) for head in range(number)))
+        for number in (heads, read)
+    )
     return {query: wide, node.outputs[0]: wide, key: narrow, value: narrow}
+
+
+def _groups_of(key: ir.Value, heads: int) -> int:
+    """How many heads K has before they are written out: [batch, groups, 1, sequence, width]."""
+    joined = key.producer()
+    given = joined.inputs[0] if joined is not None and is_op(joined, "Reshape") else None
+    expanded = given.producer() if given is not None else None
+    if not is_op(expanded, "Expand") or given is None or given.shape is None:
+        return heads
+    groups = _size(given, _HEADS_AXIS) if rank_of(given) == _HEADS_RANK + 1 else None
+    return groups if groups is not None and heads % groups == 0 else heads
 
 
 def rank_of(value: ir.Value) -> int:
@@ -254,6 +274,8 @@ def reshaped_lane(value: ir.Value, other: ir.Value, lane: Lane) -> Lane:
     Raises:
         CannotCut: the units do not stand along one axis there.
     """
+    if known_shape(value) is not None and known_shape(value) == known_shape(other):
+        return lane
     before, after = _fixed(value), _fixed(other)
     line = np.array(lane.units).reshape([-1 if a == lane.axis else 1 for a in range(len(before))])
     elements = np.broadcast_to(line, before)
@@ -284,10 +306,25 @@ def _split(node: ir.Node, value: ir.Value, lane: Lane) -> Found:
         yield from ((output, lane) for output in node.outputs)
         return
     sizes = {_size(output, axis) for output in node.outputs}
-    if value is given or len(sizes) != 1 or sizes == {None}:
+    if len(sizes) != 1 or sizes == {None}:
         raise CannotCut(f"'{given.name}' is split in parts of several sizes")
+    if value is given:
+        size = len(lane.units) // len(node.outputs)
+        for number, output in enumerate(node.outputs):
+            yield output, Lane(axis, lane.units[number * size : (number + 1) * size])
+        return
     yield given, Lane(axis, lane.units * len(node.outputs))
     yield from ((output, lane) for output in node.outputs)
+
+
+def _expanded(node: ir.Node, value: ir.Value, lane: Lane) -> Found:
+    """Case 4, of heads of K and V that are written out for the heads of Q that read them."""
+    given = node.inputs[0]
+    if given is None or rank_of(given) != rank_of(node.outputs[0]):
+        raise CannotCut(f"'{value.name}' is expanded to more axes")
+    if _size(given, lane.axis) != _size(node.outputs[0], lane.axis):
+        raise CannotCut(f"'{value.name}' is expanded along its units")
+    yield (node.outputs[0] if value is given else given), lane
 
 
 def _concat(node: ir.Node, value: ir.Value, lane: Lane) -> Found:

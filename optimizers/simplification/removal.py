@@ -104,7 +104,7 @@ def _replace(model: ir.Model, node: ir.Node, place: int, array: Array) -> None:
 def _cut_between(model: ir.Model, site: Site, node: ir.Node, units: Array) -> None:
     if node.op_type in ELEMENTWISE:
         _cut_operands(model, site, node, units)
-    elif node.op_type == "Reshape":
+    elif node.op_type in ("Reshape", "Expand"):
         lane = site.region.lane(node.outputs[0])
         assert lane is not None
         _set_size(model, node, lane.axis, int(_stay(lane, units).sum()))
@@ -133,7 +133,7 @@ def _cut_operands(model: ir.Model, site: Site, node: ir.Node, units: Array) -> N
 
 
 def _set_size(model: ir.Model, node: ir.Node, axis: int, size: int) -> None:
-    """Write a size into the shape that a Reshape reads, unless it is found from the others."""
+    """Write a size into the shape that a node reads, unless it is found from the others."""
     target = constant(node.inputs[_SIZES])
     if target is not None:
         if target[axis] > 0:

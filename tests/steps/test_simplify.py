@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from checkpoints import LABELS, save_tiny_checkpoint
 
 import tfc
-from checkpoints import LABELS, save_tiny_checkpoint
 from tfc.artifact import Artifact
 from tfc.errors import BadData, UsageError
 from tfc.simplified_graph import SIMPLIFIED, source_file
@@ -126,7 +126,7 @@ def _swap_labels(artifact: Artifact) -> None:
         ("distilbert", 2, {}),
         ("modernbert", 2, {}),
         ("albert", 2, {}),
-        ("qwen2", 1, {}),
+        ("qwen2", 2, {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}),
     ],
 )
 def test_cut_graphs_compute_what_the_units_that_stay_give(
