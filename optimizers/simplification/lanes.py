@@ -322,7 +322,8 @@ def _expanded(node: ir.Node, value: ir.Value, lane: Lane) -> Found:
     given = node.inputs[0]
     if given is None or rank_of(given) != rank_of(node.outputs[0]):
         raise CannotCut(f"'{value.name}' is expanded to more axes")
-    if _size(given, lane.axis) != _size(node.outputs[0], lane.axis):
+    same = _size(given, lane.axis) == _size(node.outputs[0], lane.axis)
+    if not same and not lane.single:
         raise CannotCut(f"'{value.name}' is expanded along its units")
     yield (node.outputs[0] if value is given else given), lane
 
@@ -348,7 +349,8 @@ def _slice(node: ir.Node, value: ir.Value, lane: Lane) -> Found:
 
 def _rotary(node: ir.Node, value: ir.Value, lane: Lane) -> Found:
     given = node.inputs[0]
-    if given is None or rank_of(value) != _HEADS_RANK or lane.axis != _HEADS_AXIS:
+    on_heads = lane.single or lane.axis == _HEADS_AXIS
+    if given is None or rank_of(value) != _HEADS_RANK or not on_heads:
         raise CannotCut(f"'{value.name}' is rotated with all heads in one axis")
     yield (node.outputs[0] if value is given else given), lane
 
