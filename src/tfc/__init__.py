@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tfc.steps.simplification.simplify import simplify
     from tfc.steps.stack import second_stage, stack_features
     from tfc.steps.verification.verify import verify
+    from tfc.steps.vocabulary.trim import trim_vocab
 
 _WHERE = {
     "Artifact": "tfc.artifact",
@@ -38,6 +39,7 @@ _WHERE = {
     "simplify": "tfc.steps.simplification.simplify",
     "second_stage": "tfc.steps.stack",
     "stack_features": "tfc.steps.stack",
+    "trim_vocab": "tfc.steps.vocabulary.trim",
     "verify": "tfc.steps.verification.verify",
 }
 
@@ -55,6 +57,7 @@ __all__ = [
     "second_stage",
     "simplify",
     "stack_features",
+    "trim_vocab",
     "verify",
 ]
 

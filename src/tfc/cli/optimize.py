@@ -11,6 +11,7 @@ import click
 from tfc.cli.console import out, progress, table, working
 from tfc.cli.options import PassNames, allow_missed_option, pass_options
 from tfc.cli.simplify import Simplifying, check_simplifying, simplified, simplify_options
+from tfc.cli.trim_vocab import Trimming, check_trimming, trim_options, trimmed
 from tfc.errors import EXIT_CONTRACT, UsageError
 
 _SHOWN = 5
@@ -23,9 +24,10 @@ _LABELS = {"attention": "attention", "add_layernorm": "add+LayerNorm"}
     "--target",
     type=click.Choice(["onnxruntime", "onnxruntime-cuda", "tensorrt"]),
     help="What the graph is for: ONNX Runtime on the CPU or on CUDA, or TensorRT. Needed unless "
-    "the graph is only simplified.",
+    "the vocabulary is trimmed or the graph simplified only.",
 )
 @simplify_options
+@trim_options
 @pass_options
 @click.option(
     "--explain",
@@ -33,7 +35,12 @@ _LABELS = {"attention": "attention", "add_layernorm": "add+LayerNorm"}
     metavar="NODE",
     help="Tell what each pass thought of a node, a value or a module; write nothing.",
 )
-@click.option("-o", "--output", metavar="OUT.onnx", help="Where to write an optimized MODEL.onnx.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT.onnx|DIR",
+    help="Where to write an optimized MODEL.onnx, or the artifact with a trimmed vocabulary.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @allow_missed_option
 @click.pass_context
@@ -47,6 +54,10 @@ def command(
     calib_limit: int | None,
     max_drop: float | None,
     label_column: str | None,
+    trim_vocab: str | None,
+    text_column: str | None,
+    pair_column: str | None,
+    keep_tokens: int | None,
     place: str | None,
     output: str | None,
     as_json: bool,
@@ -64,19 +75,33 @@ def command(
     are not loaded: passes are judged on random ones in their place, and an OUT.onnx in the folder
     of MODEL.onnx goes on reading what did not change from the file where it is.
 
+    --trim-vocab cuts the embeddings, the tokenizer and a head over the vocabulary to the tokens
+    of a corpus, which give the same outputs as before; into a new artifact with -o.
+
     --simplify shrinks the matrices themselves, as far as --max-drop allows on --calib, and drops
     sublayers that nothing is left of. Engines and reports of the whole graph are removed.
     """
     is_file = Path(source).is_file() or source.endswith(".onnx")
     simplifying = Simplifying(wanted, calib, calib_limit, max_drop, label_column)
-    check_simplifying(simplifying, is_file=is_file, explains=place is not None)
+    check_simplifying(
+        simplifying,
+        is_file=is_file,
+        explains=place is not None,
+        elsewhere=output is not None and trim_vocab is None,
+    )
+    of_corpus = (text_column, pair_column) if trim_vocab or not wanted else (None, None)
+    trimming = Trimming(trim_vocab, *of_corpus, keep_tokens)
+    check_trimming(trimming, is_file=is_file, explains=place is not None)
     before: dict[str, Any] = {}
+    if trim_vocab is not None:
+        source, before["trim_vocab"] = trimmed(source, trimming, output, as_json)
+        output = None
     if wanted is not None:
-        before["simplify"] = simplified(source, simplifying, None, None, as_json)
-        if target is None:
-            if as_json:
-                print(json.dumps(before, indent=2))
-            return
+        before["simplify"] = simplified(source, simplifying, text_column, pair_column, as_json)
+    if before and target is None:
+        if as_json:
+            print(json.dumps(before, indent=2))
+        return
     if target is None:
         option = next(each for each in ctx.command.params if each.name == "target")
         raise click.MissingParameter(ctx=ctx, param=option)

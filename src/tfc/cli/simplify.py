@@ -62,8 +62,10 @@ def simplify_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def check_simplifying(given: Simplifying, *, is_file: bool, explains: bool) -> None:
-    """Refuse options that do not go together.
+def check_simplifying(
+    given: Simplifying, *, is_file: bool, explains: bool, elsewhere: bool
+) -> None:
+    """Refuse options that do not go together; `elsewhere` is whether -o names another place.
 
     Raises:
         UsageError: what does not go with what.
@@ -83,6 +85,11 @@ def check_simplifying(given: Simplifying, *, is_file: bool, explains: bool) -> N
         raise UsageError(
             "an ONNX file has no tokenizer to read texts with",
             fix="Give an artifact, from: tfc export",
+        )
+    if elsewhere:
+        raise UsageError(
+            "-o goes with an ONNX file or --trim-vocab; a simplified graph stays in its artifact",
+            fix="Leave -o out, or copy the artifact first",
         )
     if explains:
         raise UsageError("--explain writes nothing", fix="Simplify the artifact first, alone")
