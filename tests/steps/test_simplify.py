@@ -123,9 +123,7 @@ def _swap_labels(artifact: Artifact) -> None:
     ("family", "heads", "config"),
     [
         ("bert", 1, {"num_attention_heads": 1}),
-        ("distilbert", 2, {}),
         ("modernbert", 2, {}),
-        ("albert", 2, {}),
         ("qwen2", 2, {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}),
     ],
 )
@@ -141,11 +139,13 @@ def test_cut_graphs_compute_what_the_units_that_stay_give(
     from tfc.optimizers.simplification.sites import bias_input, bias_of, sites_of
     from tfc.steps.probes import probe_feeds
 
-    checkpoint = save_tiny_checkpoint(tmp_path / "checkpoint", family, **config)
+    checkpoint = save_tiny_checkpoint(
+        tmp_path / "checkpoint", family, num_hidden_layers=1, **config
+    )
     artifact = tfc.export(checkpoint, tmp_path / "artifact").artifact
     model = recognised_graph(artifact, _quiet)
     sites, _ = sites_of(model)
-    assert [(s.kind, s.units) for s in sites] == [("heads", heads), ("neurons", 128)] * 2
+    assert [(s.kind, s.units) for s in sites] == [("heads", heads), ("neurons", 128)]
     kept, zeroed = {}, model.clone()
     for site in sites:
         matrix = weight_of(site.reader)
