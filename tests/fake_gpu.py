@@ -242,6 +242,8 @@ class Context:
                 data = (doubled.view(np.uint32) >> 16).astype(np.uint16).tobytes()
             ctypes.memmove(addresses["doubled"], data, len(data))
 
+        if self.engine.refuses_capture and stream in cudart.capturing:
+            return False
         # A caller's own tensor is no memory of this CUDA.
         used = tuple(a for a in (*addresses.values(), *memory) if a in cudart.held)
         cudart.queue(stream, Work("enqueue", used, compute))
@@ -266,7 +268,7 @@ class Engine:
         self.types = {"ids": "INT64", "doubled": output}
         self.profiles = list(profiles)
         self.dynamic = dynamic
-        self.failing = False
+        self.failing = self.refuses_capture = False
         self.contexts: list[Context] = []
 
     @property

@@ -44,6 +44,8 @@ TOLERANCE = 5e-3
 AXES = ("batch", "sequence")
 INPUTS = Inputs({"x": ("float16", (*AXES, 64)), "mask": ("int64", AXES)})
 PROFILE = Profile(Range(1, 4, 8), Range(1, 16, 64))
+# The same sizes as buckets of an engine with several profiles.
+BUCKETS = (Profile(Range(1, 8, 8), Range(1, 8, 16)), Profile(Range(1, 4, 8), Range(16, 32, 64)))
 # Smallest, best, largest; then smaller again: buffers have grown, and are reused.
 SIZES = ((1, 1), (4, 16), (8, 64), (1, 3), (2, 16))
 _CALLERS, _CALLS = 4, 12

@@ -111,6 +111,12 @@ class Cuda:
         mode = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._checked(self._cudart.cudaStreamBeginCapture(stream, mode))
 
+    def abandon_capture(self, stream: Any) -> None:
+        """Record no further, and drop what was recorded: the stream runs its work again."""
+        code, graph = self._cudart.cudaStreamEndCapture(stream)
+        if code == self._cudart.cudaError_t.cudaSuccess:
+            self._checked(self._cudart.cudaGraphDestroy(graph))
+
     def end_capture(self, stream: Any) -> Any:
         """What was recorded, ready to be launched. The stream runs its work again, also on error.
 

@@ -288,8 +288,10 @@ class Lane:
             self._cuda.begin_capture(self._stream)
             try:
                 self._enqueue(prepared.context)
-            finally:
-                graph = self._cuda.end_capture(self._stream)
+            except BackendUnavailable:
+                self._cuda.abandon_capture(self._stream)
+                raise
+            graph = self._cuda.end_capture(self._stream)
         except BackendUnavailable as error:
             self._cuda.forget_error()
             self.why_no_graphs = error.what

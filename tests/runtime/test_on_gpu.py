@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from gpu_checks import (
     ALL_ROWS,
+    BUCKETS,
     INPUTS,
     LAYER,
     ONE_ROW,
@@ -28,6 +29,7 @@ from gpu_checks import (
 )
 
 from tfc.errors import UsageError
+from tfc.runtime.backends.base import BuildOptions, Built
 from tfc.runtime.backends.cuda_calls import load_cudart
 from tfc.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeRunner
 from tfc.runtime.backends.tensorrt import TENSORRT, TENSORRT_RTX, TensorRTBackend
@@ -56,9 +58,14 @@ def plan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if problem := backend.availability().why_not_run:
         pytest.skip(problem)
     folder = tmp_path_factory.mktemp(request.param)
-    model = save_layer(folder / "layer.onnx", LAYER)
-    backend.build(model, folder / "plan", INPUTS, PROFILE)
+    build_plan(backend, folder)
     return backend, folder / "plan"
+
+
+def build_plan(backend: TensorRTBackend, folder: Path, profiles: Any = ()) -> Built:
+    model = save_layer(folder / "layer.onnx", LAYER)
+    options = BuildOptions(profiles=profiles)
+    return backend.build(model, folder / "plan", INPUTS, PROFILE, options)
 
 
 @pytest.fixture
@@ -132,6 +139,29 @@ def test_every_size_of_the_profile(made: Any, tmp_path: Path) -> None:
         runner.run(batch_of(9, 16))
     runner.close()
     runner.close()
+
+
+@pytest.mark.rtx
+def test_an_engine_of_several_profiles_is_built(tmp_path: Path) -> None:
+    if problem := TENSORRT_RTX.availability().why_not_build:
+        pytest.skip(problem)
+    assert len(build_plan(TENSORRT_RTX, tmp_path, BUCKETS).memory) == len(BUCKETS)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("name", list(BACKENDS))
+def test_every_size_of_several_profiles(name: str, tmp_path: Path) -> None:
+    backend = BACKENDS[name]
+    if problem := backend.availability().why_not_run:
+        pytest.skip(problem)
+    build_plan(backend, tmp_path, BUCKETS)
+    for lanes in (1, 2):
+        runner = runner_from_plan(FLAVORS[name], tmp_path / "plan", RunSettings(lanes))
+        assert len(runner._profiles) == len(BUCKETS)
+        check_sizes(runner.run, tmp_path)
+        check_threads(runner.run, ROUNDING[name])
+        runner.close()
 
 
 @pytest.mark.gpu

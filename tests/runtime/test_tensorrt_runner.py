@@ -13,6 +13,7 @@ from fake_gpu import (
     BROKEN,
     ERROR,
     INTERNAL_ERROR,
+    OK,
     TRT,
     USER_MANAGED,
     WHOLE_GRAPH_CAPTURE,
@@ -256,6 +257,19 @@ def test_a_capture_that_fails_leaves_the_engine_running(cudart: Cudart) -> None:
     assert lane.why_no_graphs == "the GPU refuses: something broke (cudaErrorX)"
     assert (runner.graphs, cudart.capturing) == (0, {})
     assert [what for what, _ in cudart.said].count("enqueue") == 5  # one of them in the capture
+
+
+@pytest.mark.parametrize("capture_answer", [OK, BROKEN])
+def test_an_engine_that_refuses_to_be_captured(cudart: Cudart, capture_answer: Any) -> None:
+    engine = Engine(cudart)
+    runner = runner_of(engine)
+    engine.refuses_capture, cudart.capture_answer = True, capture_answer
+    for call in range(4):
+        batch = {"ids": np.full((2, 3), call, np.int64)}
+        np.testing.assert_array_equal(runner.run(batch)["doubled"], batch["ids"] * 2)
+    (lane,) = runner._pool.lanes
+    assert lane.why_no_graphs.startswith("TensorRT failed to run this batch")
+    assert (runner.graphs, cudart.capturing, cudart.graphs) == (0, {}, {})
 
 
 def test_graphs_can_be_left_out(cudart: Cudart) -> None:
