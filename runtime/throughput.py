@@ -6,6 +6,7 @@ by block, and ratios are taken pair by pair, block against the block beside it.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -68,13 +69,41 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class TokenTimes:
+    """What a call that writes gives back: seconds from its begin to each token, in their order."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds from each token to the next."""
+        return [after - before for before, after in itertools.pairwise(self.seconds)]
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Percentiles in seconds."""
+
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, times: Sequence[float]) -> Latencies:
+        """Of one at least."""
+        return cls(*(float(p) for p in np.percentile(times, _PERCENTILES)))
+
+
+@dataclass(frozen=True)
 class Timing:
     """What one contestant did with one workload.
 
     Latencies are in seconds per batch, over all counted calls. Rates are medians over the blocks,
     of all callers together; tokens are counted without padding. `spread` is (fastest block -
     slowest block) / median. `steady` says whether the warm-up, of `warm_up` laps, ended with two
-    laps that took as long as each other.
+    laps that took as long as each other. `first_token` is the latency of a batch's first new token
+    where the model writes, and `per_token` that of each further one.
     """
 
     calls: int
@@ -88,10 +117,17 @@ class Timing:
     tokens_per_second: float
     flops_per_second: float | None
     spread: float
+    first_token: Latencies | None = None
+    per_token: Latencies | None = None
 
-    def as_json(self) -> dict[str, float | None]:
+    def as_json(self) -> dict[str, Any]:
         """The numbers as they stand in the report."""
-        return dict(vars(self))
+        found = dict(vars(self))
+        for name in ("first_token", "per_token"):
+            latencies = found.pop(name)
+            if latencies is not None:
+                found[name] = dict(vars(latencies))
+        return found
 
 
 @dataclass(frozen=True)
@@ -117,10 +153,18 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class _Block:
-    """The latencies of a contestant's turn, and its laps per second, of all callers together."""
+class _Timed:
+    """How long a call took, and when its tokens came, if it writes."""
 
-    times: list[float]
+    seconds: float
+    tokens: TokenTimes | None
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The calls of a contestant's turn, and its laps per second, of all callers together."""
+
+    calls: list[_Timed]
     rate: float
 
 
@@ -135,7 +179,7 @@ def measure(
     """Time every contestant on one workload.
 
     Args:
-        contestants: name → a call that runs one batch.
+        contestants: name → a call that runs one batch; one that writes gives `TokenTimes`.
         workload: the batches.
         seconds: how long each contestant may take in all; each runs at least one lap a block.
         baseline: the contestant that the ratios are taken against, or None for no ratios.
@@ -157,69 +201,75 @@ def measure(
 
 def _warm_up(run: Call, workload: Workload) -> tuple[int, bool]:
     """Run laps until two take equally long; how many there were, and whether they did."""
-    earlier = _lap(run, workload)
+    earlier = _seconds(_lap(run, workload))
     for laps in range(2, _MOST_WARM_UP + 1):
-        latest = _lap(run, workload)
-        if abs(sum(latest) - sum(earlier)) <= _STEADY * sum(earlier):
+        latest = _seconds(_lap(run, workload))
+        if abs(latest - earlier) <= _STEADY * earlier:
             return laps, True
         earlier = latest
     return _MOST_WARM_UP, False
 
 
-def _lap(run: Call, workload: Workload) -> list[float]:
-    """The seconds of each batch."""
-    times = []
+def _seconds(calls: Sequence[_Timed]) -> float:
+    return sum(call.seconds for call in calls)
+
+
+def _lap(run: Call, workload: Workload) -> list[_Timed]:
+    """The call of each batch."""
+    calls = []
     for feed in workload.feeds:
         begun = time.perf_counter()
-        run(feed)
-        times.append(time.perf_counter() - begun)
-    return times
+        found = run(feed)
+        seconds = time.perf_counter() - begun
+        calls.append(_Timed(seconds, found if isinstance(found, TokenTimes) else None))
+    return calls
 
 
 def _block(run: Call, workload: Workload, seconds: float, callers: int) -> _Block:
     for _ in range(_UNCOUNTED):
         run(workload.feeds[0])
     if callers == 1:
-        times, laps, wall = _turn(run, workload, seconds)
-        return _Block(times, laps / wall)
+        calls, laps, wall = _turn(run, workload, seconds)
+        return _Block(calls, laps / wall)
     together = threading.Barrier(callers)
 
-    def one_of_several() -> tuple[list[float], int, float]:
+    def one_of_several() -> tuple[list[_Timed], int, float]:
         together.wait()
         return _turn(run, workload, seconds)
 
     with ThreadPoolExecutor(callers, "tfc-caller") as pool:
         turns = [turn.result() for turn in [pool.submit(one_of_several) for _ in range(callers)]]
-    times = [seconds for turn in turns for seconds in turn[0]]
-    return _Block(times, sum(laps for _, laps, _ in turns) / max(wall for _, _, wall in turns))
+    calls = [call for turn in turns for call in turn[0]]
+    return _Block(calls, sum(laps for _, laps, _ in turns) / max(wall for _, _, wall in turns))
 
 
-def _turn(run: Call, workload: Workload, seconds: float) -> tuple[list[float], int, float]:
-    """The latencies of whole laps, how many laps, and the seconds that they took in all."""
-    times: list[float] = []
+def _turn(run: Call, workload: Workload, seconds: float) -> tuple[list[_Timed], int, float]:
+    """The calls of whole laps, how many laps, and the seconds that they took in all."""
+    calls: list[_Timed] = []
     laps = 0
     begun = time.perf_counter()
     while not laps or time.perf_counter() - begun < seconds:
-        times += _lap(run, workload)
+        calls += _lap(run, workload)
         laps += 1
-    return times, laps, time.perf_counter() - begun
+    return calls, laps, time.perf_counter() - begun
 
 
 def _timing(blocks: Sequence[_Block], warm: tuple[int, bool], workload: Workload) -> Timing:
-    times = np.concatenate([np.asarray(block.times) for block in blocks])
+    calls = [call for block in blocks for call in block.calls]
+    written = [call.tokens for call in calls if call.tokens is not None]
+    gaps = [gap for one in written for gap in one.gaps]
     rates = np.array([block.rate for block in blocks])
     median = float(np.median(rates))
-    p50, p90, p95, p99 = (float(p) for p in np.percentile(times, _PERCENTILES))
+    whole = Latencies.of([call.seconds for call in calls])
     return Timing(
-        calls=len(times),
+        calls=len(calls),
         warm_up=warm[0],
         steady=warm[1],
-        p50=p50,
-        p90=p90,
-        p95=p95,
-        p99=p99,
+        **vars(whole),
         sequences_per_second=median * workload.rows,
         tokens_per_second=median * workload.tokens,
         flops_per_second=None if workload.flops is None else median * workload.flops,
         spread=float((rates.max() - rates.min()) / median),
+        first_token=Latencies.of([one.seconds[0] for one in written]) if written else None,
+        per_token=Latencies.of(gaps) if gaps else None,
     )

@@ -92,6 +92,9 @@ class Cudart:
             self.mallocs.append(size)
         return OK, ctypes.addressof(memory)
 
+    def cudaMemGetInfo(self) -> Answer:
+        return OK, self.room, 2 * self.room
+
     def cudaFree(self, address: int) -> Answer:
         with self.lock:
             self.check_unused(address)

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from matrix import CASES
 
 import tfc
+from tfc.cli import cli as group
 from tfc.errors import BadCheckpoint, UsageError
 
 pytestmark = pytest.mark.ort
@@ -155,3 +157,22 @@ def test_batches_keep_to_the_sizes_of_the_engine(
     assert set(rows) <= set(range(sizes[0], sizes[2] + 1))
     for one, other in zip(found, expected, strict=True):
         assert one["scores"] == pytest.approx(other["scores"], abs=1e-6)
+
+
+def test_images_are_measured_by_batch_size(
+    vit: tfc.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tfc.steps.benchmark.bench.usable_cores", lambda: 1)
+    folder = Path(shutil.copytree(vit.path, tmp_path / "a"))
+    result = tfc.bench(folder, batches=(1, 3, 10**6), seconds=0.02, start=False)
+    assert [cell.workload.name for cell in result.cells] == ["1", "3"]
+    assert list(result.cells[0].timings) == ["pytorch", "onnxruntime-fp32"]
+    assert all(t.sequences_per_second > 0 for c in result.cells for t in c.timings.values())
+    done = CliRunner().invoke(
+        group, ["bench", str(folder), "--batch", "2", "--no-pytorch", "--no-start"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "images/s" in done.stdout
+    assert "8 is a batch of 8 images" in done.stdout
+    with pytest.raises(UsageError, match="image-classification are measured on a grid"):
+        tfc.bench(folder, data="x.jsonl")

@@ -48,6 +48,22 @@ def checked(cudart: Any, answer: tuple[Any, ...]) -> Any:
     )
 
 
+def free_bytes() -> int | None:
+    """The memory of the GPU that nobody uses; None without the bindings of the CUDA runtime.
+
+    Asking sets up CUDA in this process, whose own memory is taken then.
+
+    Raises:
+        BackendUnavailable: there is no GPU, or it refuses.
+    """
+    if not cudart_installed():
+        return None
+    cudart = load_cudart()
+    code, *sizes = cudart.cudaMemGetInfo()
+    free, _ = checked(cudart, (code, sizes))
+    return int(free)
+
+
 class Cuda:
     """One device. Every method raises BackendUnavailable where CUDA refuses."""
 

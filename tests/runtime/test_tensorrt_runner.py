@@ -23,7 +23,7 @@ from fake_gpu import (
 )
 
 from tfc.errors import BackendUnavailable, BadArtifact, BadInput, UsageError
-from tfc.runtime.backends import device_tensor, tensorrt_runner
+from tfc.runtime.backends import cuda_calls, device_tensor, tensorrt_runner
 from tfc.runtime.backends.base import GpuMemory
 from tfc.runtime.backends.cuda_calls import Cuda, checked, cudart_installed, load_cudart
 from tfc.runtime.backends.cuda_memory import DeviceBuffer
@@ -399,6 +399,19 @@ def test_an_empty_tensor_still_has_an_address(cudart: Cudart) -> None:
     buffer = DeviceBuffer(Cuda(cudart))
     assert buffer.reserve(0)
     assert buffer.address != 0
+
+
+def test_free_memory_is_the_gpus_own_answer(
+    cudart: Cudart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_calls, "load_cudart", lambda: cudart)
+    monkeypatch.setattr(cuda_calls, "cudart_installed", lambda: True)
+    assert cuda_calls.free_bytes() == cudart.room
+    monkeypatch.setattr(cudart, "cudaMemGetInfo", lambda: (BROKEN, 0, 0))
+    with pytest.raises(BackendUnavailable, match="the GPU refuses"):
+        cuda_calls.free_bytes()
+    monkeypatch.setattr(cuda_calls, "cudart_installed", lambda: False)
+    assert cuda_calls.free_bytes() is None
 
 
 @pytest.mark.skipif(not cudart_installed(), reason="cuda-python is not installed")

@@ -18,7 +18,7 @@ import tfc
 from tfc.errors import BadData, BadInput, UsageError
 from tfc.runtime.backends.base import Range
 from tfc.runtime.cores import busy_share
-from tfc.runtime.throughput import BLOCKS, Workload, measure
+from tfc.runtime.throughput import BLOCKS, TokenTimes, Workload, measure
 from tfc.steps.benchmark.contestants import opened, other_entries
 from tfc.steps.benchmark.matmul_peak import SIZE, matmul_peak
 from tfc.steps.benchmark.start import start_ups
@@ -277,3 +277,52 @@ def test_the_peak_is_that_of_a_product() -> None:
 def test_other_processes_are_noticed() -> None:
     share = busy_share(0.05)
     assert share is None or 0.0 <= share <= 1.0
+
+
+def test_latencies_of_tokens_are_told_apart() -> None:
+    def write(feed: object) -> TokenTimes:
+        time.sleep(0.001)
+        return TokenTimes((0.5, 0.6, 0.7, 1.7))
+
+    cell = measure({"x": write}, WORK, seconds=0.01, baseline=None)
+    report = cell.as_json()["timings"]["x"]
+    assert set(report["first_token"].values()) == {0.5}
+    assert report["per_token"]["p50"] == pytest.approx(0.1)
+    assert report["per_token"]["p99"] > 0.9
+    plain = measure({"x": sleeper(0.001)}, WORK, seconds=0.01, baseline=None)
+    assert "first_token" not in plain.as_json()["timings"]["x"]
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize(("family", "lengths"), [("gpt2", (4, 45)), ("t5", (4,))])
+def test_models_that_generate_write_as_many_tokens_as_transformers(
+    generator: Callable[[str], Path],
+    tmp_path: Path,
+    family: str,
+    lengths: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every new token has its moment on both sides; 45 + 5 tokens are more than GPT-2 reads."""
+    folder = Path(shutil.copytree(generator(family) / "artifact", tmp_path / "a"))
+    seen: list[int] = []
+    kept = TokenTimes.__init__
+    monkeypatch.setattr(
+        TokenTimes,
+        "__init__",
+        lambda self, seconds: (seen.append(len(seconds)), kept(self, seconds))[0],
+    )
+    # Two threads of PyTorch wait for each other where other tests take a core.
+    monkeypatch.setattr("tfc.steps.benchmark.bench.usable_cores", lambda: 1)
+    result = tfc.bench(
+        folder, batches=(2,), lengths=lengths, seconds=0.02, new_tokens=5, start=False
+    )
+    assert [cell.workload.name for cell in result.cells] == ["2×4+5"]
+    assert set(seen) == {5}
+    report = json.loads((folder / "reports/bench.json").read_text())
+    assert (report["kind"], report["baseline"]) == ("generation", "pytorch")
+    for cell in report["cells"]:
+        for timing in cell["timings"].values():
+            assert timing["tokens_per_second"] == pytest.approx(5 * timing["sequences_per_second"])
+            assert 0 < timing["first_token"]["p50"] < timing["p99"]
+            assert timing["per_token"]["p50"] <= timing["per_token"]["p99"]
+            assert timing["flops_per_second"] is None

@@ -24,6 +24,13 @@ from tfc.cli.options import SizeList, artifact_argument, checkpoint_options, eng
     default=(16, 64, 128),
     help="Lengths in tokens.  [default: 16,64,128]",
 )
+@click.option(
+    "--new-tokens",
+    type=click.IntRange(min=2),
+    default=32,
+    show_default=True,
+    help="What a model that generates writes for each text.",
+)
 @click.option("--data", type=click.Path(), help="Measure on JSON lines with a text each instead.")
 @click.option(
     "--text-column",
@@ -77,6 +84,7 @@ def command(
     engines: tuple[str, ...],
     batches: tuple[int, ...],
     lengths: tuple[int, ...],
+    new_tokens: int,
     data: str | None,
     text_column: str,
     pair_column: str | None,
@@ -98,6 +106,9 @@ def command(
     Engines and PyTorch take turns on the same inputs in one run; the ratio is the median over
     pairs of turns. Rows of the grid are full; tokens/s never counts padding. How long loading and
     the first result take, and the peak memory, are measured in a fresh process for each.
+
+    A model that generates writes as many tokens for each text as --new-tokens says, greedily, and
+    so does transformers' generate; of images --batch alone counts.
     """
     from tfc.artifact import BENCH_REPORT, Artifact
     from tfc.cli.bench_display import show_bench
@@ -116,6 +127,7 @@ def command(
             engines=engines,
             batches=batches,
             lengths=lengths,
+            new_tokens=new_tokens,
             data=None if data is None else TextFile(Path(data), text_column, pair_column, limit),
             callers=callers,
             seconds=seconds,

@@ -13,13 +13,23 @@ from tfc.reporting.verdicts import report_of
 _COLUMNS = (
     "workload",
     "contestant",
-    ">texts/s",
+    ">rows/s",
     ">tokens/s",
     ">p50 ms",
     ">p95 ms",
     ">p99 ms",
     ">spread",
     ">ratio",
+)
+_OF_TOKENS = (
+    "workload",
+    "contestant",
+    ">first p50",
+    ">first p99",
+    ">further p50",
+    ">p90",
+    ">p95",
+    ">p99",
 )
 _BUSY = 0.2
 
@@ -47,7 +57,10 @@ def speed_section(artifact: Artifact) -> Section:
 def _measured(cells: list[dict[str, Any]], callers: int) -> list[Block]:
     names = list(cells[0]["timings"])
     workloads = [cell["workload"] for cell in cells]
-    rates = {n: [c["timings"][n]["tokens_per_second"] / 1e3 for c in cells] for n in names}
+    rate, unit, scale = ("tokens_per_second", "thousand tokens/s", 1e-3)
+    if not any(cell["tokens"] for cell in cells):
+        rate, unit, scale = ("sequences_per_second", "images/s", 1.0)
+    rates = {n: [c["timings"][n][rate] * scale for c in cells] for n in names}
     ranges = {
         n: [(c["timings"][n]["p50"] * 1e3, c["timings"][n]["p99"] * 1e3) for c in cells]
         for n in names
@@ -56,18 +69,37 @@ def _measured(cells: list[dict[str, Any]], callers: int) -> list[Block]:
     fastest = [f"{cell['workload']}: {_fastest(cell)} is fastest" for cell in cells]
     says = f"Throughput by workload{of}" + (f". {'; '.join(fastest)}" if len(names) > 1 else "")
     return [
-        Chart(grouped_bars(workloads, rates, "thousand tokens/s"), says),
+        Chart(grouped_bars(workloads, rates, unit), says),
         Chart(
             latency_ranges(workloads, ranges, "ms per batch, p50 to p99"),
             f"Latency of a batch from its median to its 99th percentile{of}",
         ),
         Table(_COLUMNS, tuple(row for cell in cells for row in _rows(cell)), caption=of[2:]),
+        *_written(cells),
     ]
+
+
+def _written(cells: list[dict[str, Any]]) -> list[Block]:
+    """Of models that write: how long the first token takes, and each further one."""
+    rows = tuple(
+        (
+            cell["workload"],
+            name,
+            *(f"{timing['first_token'][p] * 1e3:.1f}" for p in ("p50", "p99")),
+            *(f"{timing['per_token'][p] * 1e3:.1f}" for p in ("p50", "p90", "p95", "p99")),
+        )
+        for cell in cells
+        for name, timing in cell["timings"].items()
+        if "first_token" in timing and "per_token" in timing
+    )
+    if not rows:
+        return []
+    return [Table(_OF_TOKENS, rows, caption="Latency of new tokens of a batch, in ms")]
 
 
 def _fastest(cell: dict[str, Any]) -> str:
     timings: dict[str, dict[str, float]] = cell["timings"]
-    return max(timings, key=lambda name: timings[name]["tokens_per_second"])
+    return max(timings, key=lambda name: timings[name]["sequences_per_second"])
 
 
 def _rows(cell: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -79,7 +111,7 @@ def _rows(cell: dict[str, Any]) -> list[tuple[str, ...]]:
                 cell["workload"],
                 name,
                 f"{timing['sequences_per_second']:,.0f}",
-                human_count(round(timing["tokens_per_second"])),
+                human_count(round(timing["tokens_per_second"])) if cell["tokens"] else "-",
                 *(f"{timing[p] * 1e3:.1f}" for p in ("p50", "p95", "p99")),
                 f"{timing['spread']:.0%}",
                 "-" if ratio is None else f"{ratio:.2f}×",
@@ -94,11 +126,14 @@ def _start(found: dict[str, dict[str, Any]]) -> Table:
             name,
             human_seconds(one["load_seconds"]),
             human_seconds(one["first_seconds"]),
-            "-" if one["peak_bytes"] is None else human_bytes(one["peak_bytes"]),
+            *(
+                "-" if one.get(memory) is None else human_bytes(one[memory])
+                for memory in ("peak_bytes", "gpu_bytes")
+            ),
         )
         for name, one in found.items()
     )
-    columns = ("contestant", ">load", ">first result", ">peak memory")
+    columns = ("contestant", ">load", ">first result", ">peak memory", ">GPU memory")
     return Table(columns, rows, caption="Start, each in a fresh process")
 
 

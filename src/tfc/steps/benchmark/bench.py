@@ -15,6 +15,7 @@ from tfc.errors import UsageError
 from tfc.manifest import MODEL
 from tfc.runtime.batching import CPU
 from tfc.runtime.cores import busy_share, usable_cores
+from tfc.runtime.tasks import GENERATION_TASKS
 from tfc.runtime.throughput import Cell, Workload, measure
 from tfc.runtime.traffic import plan_of_engine
 from tfc.steps.benchmark.contestants import (
@@ -28,6 +29,7 @@ from tfc.steps.benchmark.contestants import (
     open_each,
     other_entries,
     pytorch_entries,
+    writing,
 )
 from tfc.steps.benchmark.matmul_peak import MatmulPeak, matmul_peak
 from tfc.steps.benchmark.start import StartUp, start_ups
@@ -37,12 +39,16 @@ from tfc.steps.benchmark.workloads import (
     TextFile,
     data_workload,
     flops_of_rows,
+    generation_workloads,
     grid_workloads,
+    image_workloads,
     sizes_of,
 )
 from tfc.steps.record import OnProgress, no_progress, versions_of
 
 DEFAULT_SECONDS = 1.0
+DEFAULT_NEW_TOKENS = 32
+TEXTS, GENERATION, IMAGES = "texts", "generation", "images"
 # With one of two cores taken by another process PyTorch's OpenMP threads wait for each other:
 # measured 116 × where 2 × is the truth. A quiet machine shows a few per cent.
 BUSY_LIMIT = 0.2
@@ -59,6 +65,7 @@ class BenchResult:
         start_ups: what each costs before its first result, where that was measured.
         peak: the fp32 matrix products of the CPU; None where nothing runs on it.
         busy: the share of the machine that other processes used just before.
+        kind: what was measured: `texts`, `generation` or `images`.
     """
 
     artifact: Artifact
@@ -70,6 +77,7 @@ class BenchResult:
     peak: MatmulPeak | None
     threads: int
     busy: float | None
+    kind: str
 
     @property
     def disturbed(self) -> bool:
@@ -90,6 +98,7 @@ class BenchResult:
     def as_json(self) -> dict[str, Any]:
         """The report."""
         return {
+            "kind": self.kind,
             "machine": platform.processor() or platform.machine(),
             "threads": self.threads,
             "busy_before": self.busy,
@@ -113,6 +122,7 @@ def bench(
     data: TextFile | str | Path | None = None,
     callers: Sequence[int] = (1,),
     seconds: float = DEFAULT_SECONDS,
+    new_tokens: int = DEFAULT_NEW_TOKENS,
     pytorch: Sequence[str] | bool = (SDPA,),
     against: Sequence[str | Path] = (),
     start: bool = True,
@@ -124,8 +134,9 @@ def bench(
 ) -> BenchResult:
     """Measure engines, PyTorch in fp32 and others, on a grid of shapes or on texts.
 
-    Rows of the grid are full; of texts, tokens/s counts no padding. Contestants take turns, and
-    ratios are medians of pairs.
+    Rows of the grid are full; of texts, tokens/s counts no padding. A model that generates writes
+    `new_tokens` for each text, greedily, and its tokens/s are those; of images the grid has batch
+    sizes alone. Contestants take turns, and ratios are medians of pairs.
 
     Args:
         artifact: an artifact with engines.
@@ -135,6 +146,7 @@ def bench(
         data: JSON lines with texts, which take the place of the grid.
         callers: how many threads call at once; each number is measured.
         seconds: time for each contestant on each workload.
+        new_tokens: what a model that generates writes for each text.
         pytorch: forms of PyTorch: `sdpa`, `eager`, `compile`; True is `sdpa`, False none.
         against: other artifacts, and ONNX files, to measure beside.
         start: measure loading, the first result and peak memory, in fresh processes.
@@ -146,27 +158,35 @@ def bench(
         on_progress: called with what is under way.
 
     Raises:
-        UsageError: there is no such engine, no shape is left, or the model does not read text.
+        UsageError: there is no such engine, no shape is left, or the model reads recordings or
+            tensors.
         BackendUnavailable: no engine can run here.
         BadData: the data file cannot be used.
     """
     artifact = Artifact.of(artifact)
-    _check_measurable(artifact)
+    kind = _kind_of(artifact, data)
     forms = ((SDPA,) if pytorch else ()) if isinstance(pytorch, bool) else pytorch
     place = CheckpointPlace(checkpoint, base, trust_remote_code, allow_pickle)
     own, left_out = engine_entries(artifact, engines)
     check_same_vocabulary(artifact, against)
     others, not_others = other_entries(against)
     entries = [*pytorch_entries(artifact, forms, place), *own, *others]
-    taken = sizes_of([artifact.manifest.engines[entry.which] for entry in own])
-    flops = flops_of_rows(artifact)
-    if data is None:
-        workloads = grid_workloads(artifact, taken, batches, lengths, flops)
+    measured = [artifact.manifest.engines[entry.which] for entry in own]
+    if kind == GENERATION:
+        entries = writing(entries, new_tokens)
+        workloads = generation_workloads(artifact, measured, batches, lengths, new_tokens)
+    elif kind == IMAGES:
+        workloads = image_workloads(artifact, measured, batches)
+    elif data is None:
+        workloads = grid_workloads(
+            artifact, sizes_of(measured), batches, lengths, flops_of_rows(artifact)
+        )
     else:
         file = data if isinstance(data, TextFile) else TextFile(Path(data))
-        engine = artifact.manifest.engines[own[0].which]
-        limits = plan_of_engine(engine, hardware_of(own[0])).limits
-        workloads = [data_workload(artifact, taken, file, limits, flops)]
+        flops = flops_of_rows(artifact)
+        limits = plan_of_engine(measured[0], hardware_of(own[0])).limits
+        workloads = [data_workload(artifact, sizes_of(measured), file, limits, flops)]
+    counted = workloads[0].flops is not None
     threads, busy = usable_cores(), busy_share()
     feed = workloads[0].feeds[0]
     started = start_ups(entries if start else (), feed, threads, on_progress)
@@ -185,9 +205,10 @@ def bench(
         baseline=turns.baseline,
         left_out={**left_out, **not_others, **failed, **not_compiled},
         start_ups=started.found,
-        peak=matmul_peak(threads) if CPU in hardware.values() else None,
+        peak=matmul_peak(threads) if counted and CPU in hardware.values() else None,
         threads=threads,
         busy=busy,
+        kind=kind,
     )
     with artifact.change() as change:
         text = json.dumps(result.as_json(), indent=2, ensure_ascii=False)
@@ -195,16 +216,26 @@ def bench(
     return result
 
 
-def _check_measurable(artifact: Artifact) -> None:
+def _kind_of(artifact: Artifact, data: object) -> str:
+    """What is measured: texts, generation or images."""
     manifest = artifact.manifest
     if MODEL in manifest.graphs and manifest.preprocess is not None:
-        return
-    raise UsageError(
-        f"models for {manifest.task.name} are not measured yet: only those that read text and "
-        "answer at once",
-        where=str(artifact.path),
-        fix="Time Session.predict on your own data",
-    )
+        return TEXTS
+    kind = GENERATION if manifest.task.name in GENERATION_TASKS else IMAGES
+    if kind == IMAGES and manifest.images is None:
+        raise UsageError(
+            f"models for {manifest.task.name} are not measured: only those that read text or"
+            " images",
+            where=str(artifact.path),
+            fix="Time Session.predict or Session.run on your own data",
+        )
+    if data is not None:
+        raise UsageError(
+            f"models for {manifest.task.name} are measured on a grid",
+            where=str(artifact.path),
+            fix="Leave --data out",
+        )
+    return kind
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from typing import Any
 
 from tfc.artifact import MANIFEST, VOCABULARY, Artifact
 from tfc.errors import BackendUnavailable, BadInput, TfcError, UsageError, first_line
-from tfc.manifest import MODEL
+from tfc.manifest import DECODER, MODEL
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.batching import CPU
 from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.padding import Feed
 from tfc.runtime.throughput import Call
+from tfc.steps.benchmark.generating import engine_generates, pytorch_generates
 from tfc.steps.reference import reference_from_artifact
 
 PYTORCH = "pytorch"
@@ -49,6 +50,7 @@ class Entry:
         path: the artifact, or the ONNX file.
         which: the engine's name, or PyTorch's form.
         place: where PyTorch finds the checkpoint.
+        new_tokens: how many tokens it writes for each text; 0 for a model that answers at once.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Entry:
     path: str
     which: str = ""
     place: CheckpointPlace = CheckpointPlace()
+    new_tokens: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, for another process."""
@@ -158,6 +161,21 @@ def other_entries(paths: Sequence[str | Path]) -> tuple[list[Entry], dict[str, s
     return entries, left_out
 
 
+def writing(entries: Sequence[Entry], new_tokens: int) -> list[Entry]:
+    """The entries, to write so many tokens for each text.
+
+    Raises:
+        UsageError: one of them cannot: an ONNX file has no search, and `generate` is not compiled.
+    """
+    for entry in entries:
+        if entry.kind == _ONNX or entry.which == COMPILE:
+            raise UsageError(
+                f"{entry.name} cannot be measured beside a model that generates",
+                fix="Compare it with another artifact, or with PyTorch: sdpa, eager",
+            )
+    return [dataclasses.replace(entry, new_tokens=new_tokens) for entry in entries]
+
+
 def check_same_vocabulary(artifact: Artifact, paths: Sequence[str | Path]) -> None:
     """Refuse artifacts that do not know the tokens which the measured one is given.
 
@@ -201,11 +219,16 @@ def opened(entry: Entry, threads: int) -> Contestant:
     artifact = Artifact.open(entry.path)
     engine = artifact.manifest.engines[entry.which]
     loaded = runners_from_engine(artifact, engine, threads)
+    if entry.new_tokens and DECODER in loaded:
+        write = engine_generates(artifact, engine, loaded, entry.new_tokens)
+        return Contestant(write, partial(close_all, loaded))
     if MODEL not in loaded:
         close_all(loaded)
         raise UsageError(
-            f"{artifact.manifest.task.name} is not measured: it does not answer at once",
+            f"a model for {artifact.manifest.task.name} is not measured beside one that answers at"
+            " once",
             where=entry.path,
+            fix="Measure it alone",
         )
     names = artifact.manifest.graphs[MODEL].input_names
     run = partial(_run_some, loaded[MODEL].run, names, entry.name)
@@ -231,6 +254,8 @@ def _pytorch(entry: Entry, threads: int) -> Contestant:
     torch.set_num_threads(threads)
     if entry.which == EAGER:
         _use_eager_attention(reference.module)
+    if entry.new_tokens:
+        return Contestant(pytorch_generates(reference.module, entry.new_tokens), _nothing)
     if entry.which == COMPILE:
         compiled = torch.compile(reference.module)
         return Contestant(dataclasses.replace(reference, module=compiled), _nothing)

@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from tfc.runtime.backends.cuda_calls import free_bytes
+from tfc.runtime.batching import CPU
 from tfc.runtime.padding import Feed
-from tfc.steps.benchmark.contestants import Entry, opened
+from tfc.steps.benchmark.contestants import Entry, hardware_of, opened
 from tfc.steps.record import OnProgress
 
 _STATUS = Path("/proc/self/status")
@@ -31,12 +33,15 @@ class StartUp:
     """Of a fresh process: seconds to load, seconds of the first batch after that, peak memory.
 
     `load_seconds` counts the imports, not the start of Python. `peak_bytes` is the resident set at
-    its highest; None where the system does not tell.
+    its highest; None where the system does not tell. `gpu_bytes` is by how much the free memory of
+    the GPU fell from before loading to after the batch, whoever took it; None on a CPU, and where
+    it was not measured.
     """
 
     load_seconds: float
     first_seconds: float
     peak_bytes: int | None
+    gpu_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,14 +90,20 @@ def _start_up(entry: Entry, batch: Path, threads: int) -> StartUp | str:
 
 
 def _measured(command: dict[str, Any]) -> StartUp:
+    entry = Entry.from_json(command["entry"])
+    free = free_bytes() if hardware_of(entry) != CPU else None
     begun = time.perf_counter()
-    contestant = opened(Entry.from_json(command["entry"]), command["threads"])
+    contestant = opened(entry, command["threads"])
     loaded = time.perf_counter()
     with np.load(command["batch"]) as batch:
         feed = dict(batch)
     before = time.perf_counter()
     contestant.run(feed)
-    return StartUp(loaded - begun, time.perf_counter() - before, _peak_bytes())
+    first = time.perf_counter() - before
+    taken = None
+    if free is not None and (left := free_bytes()) is not None:
+        taken = free - left
+    return StartUp(loaded - begun, first, _peak_bytes(), taken)
 
 
 def _peak_bytes() -> int | None:

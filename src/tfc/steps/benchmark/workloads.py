@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.errors import BadData, UsageError
-from tfc.manifest import BATCH, MODEL, SEQUENCE, Engine
+from tfc.manifest import BATCH, ENCODER, MODEL, SEQUENCE, Engine
 from tfc.runtime.assembly import text_encoder_of
 from tfc.runtime.backends.base import Profile, Range
 from tfc.runtime.batching import Limits, batches
 from tfc.runtime.padding import MASK, Feed, split_name
 from tfc.runtime.throughput import Workload
-from tfc.runtime.tokenization import INPUT_IDS
-from tfc.steps.cases import sample_texts
+from tfc.runtime.tokenization import INPUT_IDS, TOKENIZER_INPUTS
+from tfc.steps.cases import sample_media_feeds, sample_texts
 
 DEFAULT_BATCHES = (1, 8, 32)
 DEFAULT_LENGTHS = (16, 64, 128)
@@ -77,6 +77,57 @@ def grid_workloads(
     return [_full(artifact, batch, length, flops) for batch, length in shapes]
 
 
+def generation_workloads(
+    artifact: Artifact,
+    engines: Sequence[Engine],
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    new_tokens: int,
+) -> list[Workload]:
+    """One full batch for each shape of the grid, whose tokens are those that are written.
+
+    Raises:
+        UsageError: no shape is within the engines' profiles, or leaves room for the new tokens.
+    """
+    manifest = artifact.manifest
+    assert manifest.preprocess is not None
+    room = manifest.preprocess.max_length - (0 if ENCODER in manifest.graphs else new_tokens)
+    fitting = [length for length in lengths if length <= room]
+    found = grid_workloads(artifact, sizes_of(engines), rows, fitting, lambda length: None)
+    return [
+        replace(one, name=f"{one.name}+{new_tokens}", tokens=written, padded=written)
+        for one, written in ((one, one.rows * new_tokens) for one in found)
+    ]
+
+
+def image_workloads(
+    artifact: Artifact, engines: Sequence[Engine], rows: Sequence[int]
+) -> list[Workload]:
+    """One batch of the images that export kept for each batch size that the engines take.
+
+    Raises:
+        UsageError: none is.
+    """
+    sizes = _common([engine.profile[BATCH] for engine in engines])
+    taken = [batch for batch in rows if sizes.min <= batch <= sizes.max]
+    if not taken:
+        raise UsageError(
+            "no batch size is within the engines' profiles",
+            fix="Give other --batch, or build with a larger profile",
+        )
+    (sample,) = (dict(feed) for feed in sample_media_feeds(artifact)[:1])
+    return [
+        Workload(
+            str(batch),
+            ({name: np.resize(a, (batch, *a.shape[1:])) for name, a in sample.items()},),
+            rows=batch,
+            tokens=0,
+            padded=0,
+        )
+        for batch in taken
+    ]
+
+
 def _full(artifact: Artifact, batch: int, length: int, flops: FlopsOfRow) -> Workload:
     one, tokens = flops(length), batch * length
     feed = full_batch(artifact, batch, length)
@@ -92,6 +143,8 @@ def full_batch(artifact: Artifact, batch: int, length: int) -> Feed:
     feed = {}
     for spec in artifact.manifest.signature.inputs:
         kind, suffix = split_name(spec.name)
+        if kind not in TOKENIZER_INPUTS:  # the past of a decoder, which is empty at first
+            continue
         row = np.zeros(length, np.int64)
         if kind == INPUT_IDS:
             row = _full_row(padded[spec.name][0][padded[MASK + suffix][0] == 1], length)

@@ -29,9 +29,12 @@ OnBatch = Callable[[int, int], None]
 
 def written_by_pytorch(labelled: Labelled, model: Any, on_batch: OnBatch) -> list[Found]:
     """The text of each row by transformers' `generate`."""
+    generation = labelled.batches.manifest.task.generation
+    # Those of the artifact: where its vocabulary is trimmed, they are not the checkpoint's.
+    special = {name: ids for name, ids in generation.items() if name.endswith("_token_id")}
 
     def write(feed: Feed) -> list[dict[str, npt.NDArray[Any]]]:
-        return [{TOKENS: ids[None]} for ids in _generated(model, feed)]
+        return [{TOKENS: ids[None]} for ids in _generated(model, feed, special)]
 
     return _written(labelled, write, on_batch)
 
@@ -68,7 +71,7 @@ def _written(labelled: Labelled, write: Callable[[Feed], Any], on_batch: OnBatch
     return labelled.placed(labelled.batches.read(outputs))
 
 
-def _generated(model: Any, feed: Feed) -> npt.NDArray[np.int64]:
+def _generated(model: Any, feed: Feed, special: dict[str, Any]) -> npt.NDArray[np.int64]:
     """The new tokens of each row, `[rows, tokens]`, padded on the right."""
     import torch
 
@@ -76,7 +79,7 @@ def _generated(model: Any, feed: Feed) -> npt.NDArray[np.int64]:
     with torch.inference_mode(), warnings.catch_warnings():
         # It advises programmers to set a length; the checkpoint's own is what is asked for.
         warnings.simplefilter("ignore", UserWarning)
-        ids = model.generate(**given, **LIKELIEST)
+        ids = model.generate(**given, **special, **LIKELIEST)
     # A decoder's start token is a special one, which reading the text leaves out.
     first = 0 if model.config.is_encoder_decoder else given[INPUT_IDS].shape[1]
     found: npt.NDArray[np.int64] = ids[:, first:].numpy()

@@ -15,7 +15,8 @@ same tokens, if all that it gave are kept:
 
 Text that nobody saw can give other tokens, but is not unknown where it was known: the tokens of
 one character stay (and the bytes, for tokenizers that fall back on them), and each piece that has
-a character without such a token. Only WordLevel has nothing to fall back on.
+a character without such a token. WordLevel has nothing to fall back on; and WordPiece, which never
+goes back, can take a longer piece than before across the start of such a kept one, and fail in it.
 """
 
 from __future__ import annotations
