@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tfc.steps.export_module import export, export_module
     from tfc.steps.optimize import optimize
     from tfc.steps.report import report
+    from tfc.steps.simplification.simplify import simplify
     from tfc.steps.stack import second_stage, stack_features
     from tfc.steps.verification.verify import verify
     from tfc.steps.vocabulary.trim import trim_vocab
@@ -35,6 +36,7 @@ _WHERE = {
     "optimize": "tfc.steps.optimize",
     "report": "tfc.steps.report",
     "run_job": "tfc.runtime.jobs",
+    "simplify": "tfc.steps.simplification.simplify",
     "second_stage": "tfc.steps.stack",
     "stack_features": "tfc.steps.stack",
     "trim_vocab": "tfc.steps.vocabulary.trim",
@@ -53,6 +55,7 @@ __all__ = [
     "report",
     "run_job",
     "second_stage",
+    "simplify",
     "stack_features",
     "trim_vocab",
     "verify",

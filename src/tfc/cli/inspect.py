@@ -26,6 +26,8 @@ from tfc.cli.traffic_display import profile_rows
 from tfc.ensemble import ensemble_summary
 from tfc.errors import UsageError
 from tfc.manifest import Engine, Manifest, Step, TensorSpec, Verdict
+from tfc.reporting.simplification import effect_text
+from tfc.simplified_graph import SIMPLIFY_STEP
 from tfc.steps.kernels import engines_of
 
 _LABELS_SHOWN = 6
@@ -128,11 +130,18 @@ def _summary(manifest: Manifest) -> dict[str, str]:
         "text": f"at most {preprocess.max_length} tokens, padded on the {preprocess.padding_side}"
         if preprocess
         else "",
+        "simplified": _simplified(manifest),
         "vocabulary": _vocabulary(manifest),
         "reports": ", ".join(n for n in manifest.files if n.startswith("reports/")),
         "written by": f"tfc {manifest.tfc}, schema {manifest.schema}",
     }
     return {name: value for name, value in rows.items() if value}
+
+
+def _simplified(manifest: Manifest) -> str:
+    """What was taken out of the graph; empty where it is whole."""
+    step = manifest.step(SIMPLIFY_STEP)
+    return effect_text(step.result) if step is not None else ""
 
 
 def _vocabulary(manifest: Manifest) -> str:

@@ -10,6 +10,7 @@ import click
 
 from tfc.cli.console import out, progress, table, working
 from tfc.cli.options import PassNames, allow_missed_option, pass_options
+from tfc.cli.simplify import Simplifying, check_simplifying, simplified, simplify_options
 from tfc.cli.trim_vocab import Trimming, check_trimming, trim_options, trimmed
 from tfc.errors import EXIT_CONTRACT, UsageError
 
@@ -23,8 +24,9 @@ _LABELS = {"attention": "attention", "add_layernorm": "add+LayerNorm"}
     "--target",
     type=click.Choice(["onnxruntime", "onnxruntime-cuda", "tensorrt"]),
     help="What the graph is for: ONNX Runtime on the CPU or on CUDA, or TensorRT. Needed unless "
-    "only the vocabulary is trimmed.",
+    "the vocabulary is trimmed or the graph simplified only.",
 )
+@simplify_options
 @trim_options
 @pass_options
 @click.option(
@@ -47,6 +49,11 @@ def command(
     /,
     source: str,
     target: str | None,
+    wanted: bool | None,
+    calib: str | None,
+    calib_limit: int | None,
+    max_drop: float | None,
+    label_column: str | None,
     trim_vocab: str | None,
     text_column: str | None,
     pair_column: str | None,
@@ -70,18 +77,31 @@ def command(
 
     --trim-vocab cuts the embeddings, the tokenizer and a head over the vocabulary to the tokens
     of a corpus, which give the same outputs as before; into a new artifact with -o.
+
+    --simplify shrinks the matrices themselves, as far as --max-drop allows on --calib, and drops
+    sublayers that nothing is left of. Engines and reports of the whole graph are removed.
     """
     is_file = Path(source).is_file() or source.endswith(".onnx")
-    trimming = Trimming(trim_vocab, text_column, pair_column, keep_tokens)
+    simplifying = Simplifying(wanted, calib, calib_limit, max_drop, label_column)
+    check_simplifying(
+        simplifying,
+        is_file=is_file,
+        explains=place is not None,
+        elsewhere=output is not None and trim_vocab is None,
+    )
+    of_corpus = (text_column, pair_column) if trim_vocab or not wanted else (None, None)
+    trimming = Trimming(trim_vocab, *of_corpus, keep_tokens)
     check_trimming(trimming, is_file=is_file, explains=place is not None)
     before: dict[str, Any] = {}
     if trim_vocab is not None:
         source, before["trim_vocab"] = trimmed(source, trimming, output, as_json)
         output = None
-        if target is None:
-            if as_json:
-                print(json.dumps(before, indent=2))
-            return
+    if wanted is not None:
+        before["simplify"] = simplified(source, simplifying, text_column, pair_column, as_json)
+    if before and target is None:
+        if as_json:
+            print(json.dumps(before, indent=2))
+        return
     if target is None:
         option = next(each for each in ctx.command.params if each.name == "target")
         raise click.MissingParameter(ctx=ctx, param=option)

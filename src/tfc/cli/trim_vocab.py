@@ -39,11 +39,15 @@ def trim_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Keep the first N tokens of the vocabulary too, where most tokenizers have the "
             "frequent ones.",
         ),
-        click.option("--pair-column", metavar="NAME", help="Field of a second text of the corpus."),
+        click.option(
+            "--pair-column",
+            metavar="NAME",
+            help="Field of a second text of the corpus, or of --calib.",
+        ),
         click.option(
             "--text-column",
             metavar="NAME",
-            help="Field of a corpus of rows that holds the text.  [default: text]",
+            help="Field of a corpus of rows, or of --calib, that holds the text.  [default: text]",
         ),
         click.option(
             "--trim-vocab",
@@ -65,7 +69,8 @@ def check_trimming(trimming: Trimming, *, is_file: bool, explains: bool) -> None
     if trimming.corpus is None:
         if trimming.text_column is not None or trimming.pair_column is not None:
             raise UsageError(
-                "a column is named, and no corpus that has it", fix="Name it with --trim-vocab"
+                "a column is named, and no corpus that has it",
+                fix="Name it with --trim-vocab, or with --calib for --simplify",
             )
         if trimming.keep_tokens is not None:
             raise UsageError("no vocabulary is trimmed", fix="Name a corpus with --trim-vocab")

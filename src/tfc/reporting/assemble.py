@@ -9,6 +9,7 @@ from tfc.reporting.pipeline import fusions_section, precision_section, steps_sec
 from tfc.reporting.places import modules_section, relations_section
 from tfc.reporting.profiles import profile_sections
 from tfc.reporting.quantization import calibration_section
+from tfc.reporting.simplification import simplification_section
 from tfc.reporting.speed import lengths_section, speed_section
 from tfc.reporting.verdicts import engines_section, metrics_section, parity_section
 
@@ -25,6 +26,7 @@ def report_of_artifact(artifact: Artifact) -> Report:
         metrics_section(artifact),
         speed_section(artifact),
         lengths_section(artifact),
+        simplification_section(artifact),
         *profile_sections(artifact),
         fusions_section(artifact),
         precision_section(artifact),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tfc.artifact import Artifact
 from tfc.errors import UsageError, require
+from tfc.simplified_graph import source_sites
 from tfc.steps.optimize import loaded_graph, selection_of
 from tfc.steps.optimize_file import graph_and_feeds
 from tfc.steps.probes import probe_feeds
@@ -46,14 +47,14 @@ def explain(
         graph, feeds, _ = graph_and_feeds(source)
         return explain_graph(graph, target, feeds, place, selection=selection)
     unknown: UsageError | None = None
-    for name, record in source.manifest.graphs.items():
+    for name in source.manifest.graphs:
         try:
             return explain_graph(
                 with_stand_ins(loaded_graph(source, name)),
                 target,
                 probe_feeds(source, name),
                 place,
-                fusion_sites=record.fusion_sites,
+                fusion_sites=source_sites(source, name),
                 selection=selection,
             )
         except UsageError as error:  # the next graph may have it

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tfc.artifact import Artifact, graph_file
 from tfc.errors import BadArtifact, require
 from tfc.manifest import MODEL, Step
+from tfc.simplified_graph import source_file, source_sites
 from tfc.steps.probes import probe_feeds
 from tfc.steps.record import OnProgress, no_progress, onnxruntime_version, versions_of
 
@@ -85,7 +86,7 @@ def optimize(
             **named,
             **({"installed_passes": installed} if installed else {}),
         },
-        inputs={f: artifact.sha256(f) for f in map(graph_file, artifact.manifest.graphs)},
+        inputs=_inputs(artifact),
         outputs=list(files.values()),
         versions={**versions_of("onnx-ir", "onnxscript"), **onnxruntime_version()},
         seconds=0.0,
@@ -122,12 +123,12 @@ def _run(
     begun = time.perf_counter()
     reports: dict[str, dict[str, Any]] = {}
     with artifact.change() as change:
-        for name, graph in artifact.manifest.graphs.items():
+        for name in artifact.manifest.graphs:
             lowered, report = optimize_graph(
                 with_stand_ins(loaded_graph(artifact, name)),
                 target,
                 probe_feeds(artifact, name),
-                fusion_sites=graph.fusion_sites,
+                fusion_sites=source_sites(artifact, name),
                 allow_missed=bool(step.options["allow_missed"]),
                 selection=selection,
                 on_pass=on_progress,
@@ -140,15 +141,33 @@ def _run(
     return result
 
 
+def _inputs(artifact: Artifact) -> dict[str, str]:
+    files = [source_file(artifact, graph) for graph in artifact.manifest.graphs]
+    return {file: artifact.sha256(file) for file in files}
+
+
 def loaded_graph(artifact: Artifact, graph: str) -> ir.Model:
+    """A graph as export wrote it, or simplified if it was.
+
+    Raises:
+        BadArtifact: the file is not an ONNX model.
+    """
+    return _loaded(artifact, source_file(artifact, graph))
+
+
+def exported_graph(artifact: Artifact, graph: str) -> ir.Model:
     """A graph as export wrote it.
 
     Raises:
         BadArtifact: the file is not an ONNX model.
     """
+    return _loaded(artifact, graph_file(graph))
+
+
+def _loaded(artifact: Artifact, file: str) -> ir.Model:
     import onnx_ir as ir
 
-    path = artifact.file(graph_file(graph))
+    path = artifact.file(file)
     try:
         return ir.load(path)
     except Exception as error:  # protobuf and onnx_ir have no common error for a broken file

@@ -12,6 +12,7 @@ from tfc.artifact import Artifact
 from tfc.errors import UsageError
 from tfc.manifest import MODEL
 from tfc.runtime.padding import Feed
+from tfc.simplified_graph import source_sites
 from tfc.steps.bisection.report import ACCUMULATED, LOCAL, Found
 from tfc.steps.optimize import loaded_graph, selection_of, step_name
 from tfc.steps.probes import probe_feeds
@@ -141,7 +142,7 @@ def _steps(context: Context, file: str) -> list[Step]:
         loaded_graph(artifact, MODEL),
         target,
         probe_feeds(artifact, MODEL),
-        fusion_sites=artifact.manifest.graphs[MODEL].fusion_sites,
+        fusion_sites=source_sites(artifact, MODEL),
         selection=selection_of(**chosen),
         on_pass=context.on_progress,
     )

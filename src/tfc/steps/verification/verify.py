@@ -9,6 +9,7 @@ from typing import Any
 
 from tfc.artifact import Artifact
 from tfc.errors import UsageError
+from tfc.simplified_graph import simplify_step
 from tfc.steps.cases import Cases, cases_of
 from tfc.steps.generation_cases import GenerationCases
 from tfc.steps.record import OnProgress, no_progress
@@ -79,6 +80,12 @@ def verify(
     artifact = Artifact.of(artifact)
     names = _engine_names(artifact, engines)
     _check_labels(data, pair_column, label_column, max_drop)
+    if bisect and simplify_step(artifact) is not None:
+        raise UsageError(
+            "PyTorch's modules are not those of a simplified graph, so they cannot be compared",
+            where=str(artifact.path),
+            fix="Go back to the exported graph first: tfc optimize --no-simplify",
+        )
     labelled = None
     cases: Cases | GenerationCases
     if data is not None and label_column is not None:
@@ -99,7 +106,7 @@ def verify(
         )
     yardstick = yardstick_of(artifact, cases, labelled, reference, max_drop, on_progress)
     if relations:
-        checks = Relations(artifact, reference, yardstick.noise, yardstick.scale)
+        checks = Relations(artifact, yardstick.reference, yardstick.noise, yardstick.scale)
         yardstick = replace(yardstick, relations=checks)
     found = tuple(yardstick.verdict(name) for name in names)
     bisections = tuple(yardstick.bisection(one) for one in found) if bisect else ()

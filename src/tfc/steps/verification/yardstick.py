@@ -26,6 +26,12 @@ from tfc.steps.generation_cases import GenerationCases
 from tfc.steps.int8.verdict import Agreement, int8_agreement
 from tfc.steps.record import OnProgress
 from tfc.steps.reference import Recorded
+from tfc.steps.simplification.reference import (
+    Promise,
+    SimplifiedReference,
+    graph_runner,
+    promise_of,
+)
 from tfc.steps.verification.labelled import Labelled
 from tfc.steps.verification.noise import Noise
 from tfc.steps.verification.relations import Relation, Relations, failing
@@ -63,7 +69,8 @@ class Yardstick:
 
     `noise` computes as other precisions do, and `floors` are its values, once they were asked for;
     `got` are those of the engines that were run; `relations` checks what must hold for any data,
-    where that is wanted.
+    where that is wanted. Of a simplified graph `reference` and `expected` are that graph, and
+    `promise` tells what PyTorch is asked for.
     """
 
     artifact: Artifact
@@ -77,6 +84,7 @@ class Yardstick:
     floors: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
     got: dict[str, list[npt.NDArray[Any]]] = field(default_factory=dict)
     relations: Relations | None = None
+    promise: Promise | None = None
 
     @property
     def scale(self) -> float:
@@ -109,6 +117,10 @@ class Yardstick:
         reasons = failures(parity, tolerance)
         agreement = self._agreement(floor, got, tolerance)
         reasons += agreement.reasons() if agreement is not None else []
+        if self.promise is not None:
+            task = self.artifact.manifest.task
+            broken = self.promise.broken_by(task, got, tolerance.agreement)
+            reasons += [broken] if broken else []
         if self.judge is not None and metrics is not None and self.max_drop is not None:
             reasons += self.judge.too_low(metrics, self.max_drop)
         if not reasons:  # of an engine that is wrong on data too, the report lists them
@@ -223,7 +235,7 @@ def yardstick_of(
     max_drop: float | None,
     on_progress: OnProgress,
 ) -> Yardstick:
-    """Run PyTorch in fp32."""
+    """Run PyTorch in fp32, and the simplified graph where there is one."""
     cases = cases.prepared(reference)
     on_batch = partial(on_progress, "PyTorch fp32")
     judge = None
@@ -236,5 +248,19 @@ def yardstick_of(
         tap = _Tap(reference)
         expected = cases.of_engine({MODEL: tap}, on_batch)
         judge = Judge(labelled, labelled.found(tap.outputs))
-    noise = Noise(artifact, reference)
-    return Yardstick(artifact, cases, reference, expected, judge, max_drop, on_progress, noise)
+    promise = promise_of(artifact)
+    if promise is not None:
+        promise = replace(promise, expected=expected)
+        reference = SimplifiedReference(graph_runner(artifact), reference)
+        expected = cases.of_reference(reference, partial(on_progress, "the simplified graph"))
+    return Yardstick(
+        artifact,
+        cases,
+        reference,
+        expected,
+        judge,
+        max_drop,
+        on_progress,
+        Noise(artifact, reference),
+        promise=promise,
+    )
