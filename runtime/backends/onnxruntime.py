@@ -103,8 +103,10 @@ class OnnxRuntimeBackend:
             raise
         return Built({"onnxruntime": ort.__version__}, runner.hardware)
 
-    def load(self, engine: Path, threads: int | None = None) -> OnnxRuntimeRunner:
+    def load(self, engine: Path, threads: int | None = None, streams: int = 1) -> OnnxRuntimeRunner:
         """Load the file `engine`, to run on `threads` CPU threads (default: every usable core).
+
+        With several `streams` each batch gets its share of them: of one, the thread that calls.
 
         Raises:
             BadArtifact: the file is missing or is not a whole ONNX graph.
@@ -115,7 +117,7 @@ class OnnxRuntimeBackend:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.intra_op_num_threads = threads or usable_cores()
+        options.intra_op_num_threads = max(1, (threads or usable_cores()) // streams)
         # Threads that wait without spinning: a session runs several batches at once, and spinning
         # takes the cores from the others (on two cores, 1.3 times the CPU time per batch).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
