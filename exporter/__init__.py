@@ -1,8 +1,5 @@
-"""From a checkpoint to an ONNX graph that is known to say the same."""
+"""From a checkpoint to an ONNX graph that is known to say the same.
 
-from __future__ import annotations
-
-from tfc.exporter.export import export_checkpoint
-from tfc.exporter.exported import Exported
-
-__all__ = ["Exported", "export_checkpoint"]
+`tfc.exporter.source` and `tfc.exporter.tasks` tell what a checkpoint is, without torch;
+`tfc.exporter.export.export_checkpoint` loads and exports it.
+"""

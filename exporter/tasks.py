@@ -129,6 +129,8 @@ _ADAPTER_TASKS = {
     "CAUSAL_LM": TEXT_GENERATION,
     "SEQ_2_SEQ_LM": TEXT2TEXT_GENERATION,
 }
+# Tasks that share the ends of their architectures' names with models that read images.
+_SHARED_WITH_IMAGES = (FEATURE_EXTRACTION, TEXT2TEXT_GENERATION)
 
 
 def task_names() -> list[str]:
@@ -154,11 +156,13 @@ def task_of(source: Source, asked: str | None) -> TaskSpec:
         return _task(FEATURE_EXTRACTION)
     if source.adapter.get("task_type") in _ADAPTER_TASKS:
         return _task(_ADAPTER_TASKS[source.adapter["task_type"]])
-    if reads_images(source) and not source.architecture.endswith("ForImageClassification"):
+    named_task = next((t for t in TASKS if source.architecture.endswith(t.architectures)), None)
+    if named_task is not None and named_task.name not in _SHARED_WITH_IMAGES:
+        return named_task
+    if reads_images(source):
         return _task(IMAGE_FEATURE_EXTRACTION)
-    for task in TASKS:
-        if source.architecture.endswith(task.architectures):
-            return task
+    if named_task is not None:
+        return named_task
     named = source.architecture or "no architecture in its config.json"
     raise BadCheckpoint(
         f"this checkpoint's task is not supported: {named}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,17 +106,18 @@ def assembly_of(artifact: Artifact, engine: Engine) -> Assembly | None:
         return None
     if name in GENERATION_TASKS:
         return _generation_assembly(artifact, profile)
-    return _text_assembly(artifact, profile) if name in TEXT_TASKS else None
+    widths = engine.traffic.widths if engine.traffic is not None else ()
+    return _text_assembly(artifact, profile, widths) if name in TEXT_TASKS else None
 
 
-def _text_assembly(artifact: Artifact, profile: Profile) -> Assembly:
+def _text_assembly(artifact: Artifact, profile: Profile, widths: Sequence[int]) -> Assembly:
     manifest = artifact.manifest
     kind = TEXT_TASKS[manifest.task.name]
     signature = manifest.graphs[MODEL].signature
     names = kind.outputs(manifest.task)
     check_outputs(names, manifest.task, signature)
     encoder = text_encoder_of(artifact, kind.offsets)
-    feeder = TextFeeder(encoder, signature, profile)
+    feeder = TextFeeder(encoder, signature, profile, widths)
     longest = min(encoder.preprocess.max_length, feeder.longest)
     return Assembly(
         kind,

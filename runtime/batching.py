@@ -1,13 +1,16 @@
 """Which texts run together: batches of similar lengths, over a bounded look-ahead.
 
 Texts of one batch are padded to its longest, so they are sorted by length first; the results go
-back to the order of the input. Everything here is a pure function of lengths.
+back to the order of the input. An engine that was compiled for a few widths has its batches padded
+to the next of them, and then the texts of each width run together. Everything here is a pure
+function of lengths.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -18,10 +21,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a batch may be: `tokens` counts rows x width, padding included; None: no limit."""
+    """How large a batch may be, and how wide.
+
+    Attributes:
+        rows: the most rows.
+        tokens: the most rows x width, padding included; None: no limit.
+        widths: what batches are padded to, in ascending order; empty: each to its longest text.
+        launch_tokens: texts of a narrower width join a batch of no more tokens than this: a batch
+            of their own would cost more than the padding.
+    """
 
     rows: int
     tokens: int | None = None
+    widths: tuple[int, ...] = ()
+    launch_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.rows < 1 or (self.tokens is not None and self.tokens < 1):
@@ -35,6 +48,32 @@ class Limits:
         if rows > self.rows:
             return False
         return rows == 1 or self.tokens is None or rows * width <= self.tokens
+
+    def most_rows(self, width: int) -> int:
+        """How many rows of `width` tokens fit; at least one."""
+        return self.rows if self.tokens is None else max(1, min(self.rows, self.tokens // width))
+
+    def width(self, length: int) -> int:
+        """How wide a batch is whose longest text has `length` tokens."""
+        return width_of(length, self.widths)
+
+    def of_rows(self, rows: int | None) -> Limits:
+        """These limits for batches of at most `rows` rows, as a caller asks for.
+
+        Where batches may have any width, that replaces the limit of tokens. Where an engine was
+        compiled for a few, it takes no more than them.
+        """
+        if rows is None:
+            return self
+        if not self.widths:
+            return Limits(rows)
+        return replace(self, rows=min(rows, self.rows))
+
+
+def width_of(length: int, widths: Sequence[int]) -> int:
+    """The smallest of `widths` that holds `length` tokens; `length` itself where none does."""
+    place = bisect.bisect_left(widths, length)
+    return widths[place] if place < len(widths) else length
 
 
 @dataclass(frozen=True)
@@ -63,7 +102,7 @@ def default_plan(hardware: str) -> Plan:
 
 @dataclass(frozen=True)
 class Batch:
-    """The places in the input of the texts that run together, and the tokens of the longest."""
+    """The places in the input of the texts that run together, and how many tokens wide they are."""
 
     indices: tuple[int, ...]
     width: int
@@ -89,13 +128,21 @@ def batches(lengths: Sequence[int], limits: Limits) -> list[Batch]:
     plan: list[Batch] = []
     start = 0
     while start < len(order):
-        width = lengths[order[start]]
+        width = limits.width(lengths[order[start]])
         end = start + 1
-        while end < len(order) and limits.take(end + 1 - start, width):
+        while end < len(order) and _joins(lengths[order[end]], end + 1 - start, width, limits):
             end += 1
         plan.append(Batch(tuple(order[start:end]), width))
         start = end
     return plan
+
+
+def _joins(length: int, rows: int, width: int, limits: Limits) -> bool:
+    """Whether a text joins a batch, which would then have so many rows."""
+    if not limits.take(rows, width):
+        return False
+    of_this_width = not limits.widths or limits.width(length) == width
+    return of_this_width or rows * width <= limits.launch_tokens
 
 
 def padding_waste(real: int, padded: int) -> float:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tfc.manifest import BATCH, SEQUENCE, Signature
 from tfc.runtime.backends.base import Profile, Runner
+from tfc.runtime.batching import width_of
 from tfc.runtime.tokenization import INPUT_IDS, TextEncoder
 
 Array = npt.NDArray[Any]
@@ -78,10 +79,18 @@ class TextFeeder:
         encoder: pads.
         signature: the graph's inputs.
         profile: the sizes that the engine was built for.
+        widths: what batches are padded to, in ascending order; empty: each to its longest row.
     """
 
-    def __init__(self, encoder: TextEncoder, signature: Signature, profile: Profile) -> None:
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        signature: Signature,
+        profile: Profile,
+        widths: Sequence[int] = (),
+    ) -> None:
         self._encoder = encoder
+        self._widths = tuple(widths)
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in signature.inputs}
         rows, width = next(spec.shape for spec in signature.inputs if spec.name == INPUT_IDS)
         self._least_rows, self.most_rows = profile.of_axis(rows).min, profile.of_axis(rows).max
@@ -93,7 +102,8 @@ class TextFeeder:
 
     def feed(self, rows: Sequence[Any]) -> Feed:
         """The padded inputs; the last row again where the engine's smallest batch is larger."""
-        width = max(self._least_width, *(len(row) for row in rows))
+        longest = max(self._least_width, *(len(row) for row in rows))
+        width = width_of(longest, self._widths)
         filled = [*rows, *[rows[-1]] * (self._least_rows - len(rows))]
         arrays = {
             name: array.astype(self._dtypes[name], copy=False)

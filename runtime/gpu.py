@@ -7,8 +7,10 @@ use the GPU, so start workers with the `spawn` method.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +55,45 @@ def why_no_gpu() -> str:
     except DriverError as reason:
         return str(reason)
     return "" if found else "the NVIDIA driver shows no GPU to this process"
+
+
+def free_memory(index: int) -> int | None:
+    """The bytes that are free on a GPU; None where the driver does not tell."""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    try:
+        with _context_of(index) as driver:
+            _ask(driver.cuMemGetInfo_v2, ctypes.byref(free), ctypes.byref(total))
+    except DriverError:
+        return None
+    return free.value
+
+
+def wait_for_gpu(index: int) -> None:
+    """Wait until everything that this process has queued for a GPU is done, in every stream.
+
+    Raises:
+        DriverError: the driver is absent, or something that was queued has failed.
+    """
+    with _context_of(index) as driver:
+        _ask(driver.cuCtxSynchronize)
+
+
+@contextlib.contextmanager
+def _context_of(index: int) -> Iterator[Any]:
+    """The driver, with the primary context of a GPU as the thread's."""
+    driver = _driver()
+    _ask(driver.cuInit, 0)
+    device = _integer(driver.cuDeviceGet, index)
+    context, before = ctypes.c_void_p(), ctypes.c_void_p()
+    _ask(driver.cuDevicePrimaryCtxRetain, ctypes.byref(context), device)
+    try:
+        _ask(driver.cuCtxPushCurrent_v2, context)
+        try:
+            yield driver
+        finally:
+            _ask(driver.cuCtxPopCurrent_v2, ctypes.byref(before))
+    finally:
+        _ask(driver.cuDevicePrimaryCtxRelease_v2, device)
 
 
 def _driver() -> Any:

@@ -31,7 +31,9 @@ def plan_for_jobs(
     measure: bool = False,
     folder: Path | None = None,
 ) -> CpuPlan | None:
-    """How batches of a job run; None for the session's own way: on a GPU, or not from text.
+    """How batches of a job run, or None for the session's own way.
+
+    That is on a GPU, not from text, or by the plan for traffic that an engine was built with.
 
     Args:
         artifact: the engine's.
@@ -41,7 +43,7 @@ def plan_for_jobs(
         folder: where plans are kept; the user's cache if None.
     """
     graphs = artifact.manifest.graphs
-    if choice.hardware != CPU or list(graphs) != [MODEL]:
+    if choice.hardware != CPU or list(graphs) != [MODEL] or choice.engine.traffic is not None:
         return None
     signature = graphs[MODEL].signature
     if not is_measurable(signature):

@@ -7,7 +7,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tfc.errors import BadInput, TfcError
 from tfc.runtime.batching import Batch, Limits, batches, windows
@@ -82,7 +82,7 @@ class Predictor:
         one window ahead of the one whose outcomes it gets.
         """
         if self._feeder.most_rows < limits.rows:
-            limits = Limits(self._feeder.most_rows, limits.tokens)
+            limits = replace(limits, rows=self._feeder.most_rows)
         source = windows(items, window)
         first = next(source, None)
         if first is None:

@@ -72,7 +72,7 @@ def _best(artifact: Artifact) -> Choice:
     allowed = [choice for choice in able if choice.verdict != FAILED]
     if not allowed:
         raise CheckFailed(
-            f"every engine that can run here failed its parity check:"
+            f"every engine that can run here failed tfc verify:"
             f" {', '.join(choice.name for choice in able)}",
             where=str(artifact.path),
             fix="Build one in a higher precision, or name one to run it anyway",

@@ -7,6 +7,8 @@ with Session.load("./artifact") as session:
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import os
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -15,15 +17,15 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.errors import BadInput, UsageError
 from tfc.manifest import Task as TaskRecord
 from tfc.runtime.assembly import TRUNCATE, Assembly, assembly_of, takes_tensors_only
 from tfc.runtime.async_map import mapped
-from tfc.runtime.backends.base import Runner
-from tfc.runtime.batching import CPU, Limits, default_plan
+from tfc.runtime.backends.base import DeviceRunner, GpuMemory, MemoryTeller, Runner
+from tfc.runtime.backends.device_tensor import DeviceTensor, on_device
+from tfc.runtime.batching import CPU, Plan
 from tfc.runtime.cores import usable_cores
 from tfc.runtime.cpu_plan import CpuPlan
 from tfc.runtime.engine import close_all, runners_from_engine
@@ -36,8 +38,9 @@ from tfc.runtime.selection import Choice, choose_engine, identity_of
 from tfc.runtime.tasks import GENERATION_TASKS, MEDIA_TASKS
 from tfc.runtime.tasks.base import Item, Prediction
 from tfc.runtime.tasks.embedding import NO_POOLING
-from tfc.runtime.tensors import arrays_from_tensors, check_tensors, profile_of
+from tfc.runtime.tensors import arrays_from_tensors, check_tensors, profiles_of
 from tfc.runtime.tokenization import Text
+from tfc.runtime.traffic import plan_of_engine
 
 # On a GPU batches run one after the other; a second one is padded, or read out, meanwhile.
 GPU_STREAMS = 2
@@ -82,10 +85,13 @@ class Session:
         self.verdict = choice.verdict
         self.hardware = choice.hardware
         self._identity = identity_of(artifact, choice)
-        if plan is not None and plan.limits != default_plan(CPU).limits:
-            # What is said of a text may differ in its last bits with the texts beside it.
-            self._identity["batch_tokens"] = str(plan.tokens)
-        self._profile = profile_of(choice.engine)
+        self._profiles = profiles_of(choice.engine)
+        self._plan = plan_of_engine(choice.engine, choice.hardware)
+        if plan is not None:
+            if plan.limits != self._plan.limits:
+                # What is said of a text may differ in its last bits with the texts beside it.
+                self._identity["batch_tokens"] = str(plan.tokens)
+            self._plan = dataclasses.replace(self._plan, limits=plan.limits)
         self._runners: dict[str, Runner] | None = runners
         self._assembly = assembly
         self._streams = streams
@@ -182,7 +188,7 @@ class Session:
     @property
     def window(self) -> int:
         """How many items `map` and a job sort by length together, where they are not told."""
-        return window_of(self.task, self.hardware)
+        return window_of(self.task, self._plan)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -276,9 +282,7 @@ class Session:
         runner = parts.batch_runner(self._loaded(), options)
         if on_rows is not None:
             runner = WatchedRunner(runner, on_rows)
-        limits = (self.plan or default_plan(self.hardware)).limits
-        if batch_size is not None:
-            limits = Limits(batch_size)
+        limits = self._plan.limits.of_rows(batch_size)
         size = self.window if window is None else window
         predictor = Predictor(parts.feeder, self._streams)
         return predictor.outcomes(task, runner, items, size, limits, on_batch)
@@ -326,19 +330,41 @@ class Session:
         found = [_checked(outcome) for outcome in self.outcomes(texts.to_pylist(), **arguments)]
         return prediction_array(found, fields, half)
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run one batch of tensors: arrays by input name → arrays by output name.
 
         Arrays are numpy's, or tensors on the CPU of any library that speaks DLPack (torch, jax,
-        Arrow), whose memory is used as it is.
+        Arrow), whose memory is used as it is. Where the engine runs on a GPU, tensors on it are
+        used as they are too, and then the outputs stay there: `torch.from_dlpack(output)`.
 
         Raises:
             BadInput: a name, type or shape does not fit the signature or the engine's profile.
         """
         runner = next(iter(self._loaded().values()))
+        if self.hardware != CPU and any(on_device(tensor) for tensor in inputs.values()):
+            return dict(self._run_on_device(runner, inputs))
         arrays = arrays_from_tensors(inputs)
-        check_tensors(self.signature, self._profile, arrays)
+        check_tensors(self.signature, self._profiles, arrays)
         return runner.run(arrays)
+
+    def _run_on_device(
+        self, runner: Runner, inputs: Mapping[str, Any]
+    ) -> Mapping[str, DeviceTensor]:
+        if not isinstance(runner, DeviceRunner):
+            raise BadInput(
+                "this engine takes no tensors on a GPU", fix="Give tensors in the CPU's memory"
+            )
+        host = {name: each for name, each in inputs.items() if not on_device(each)}
+        tensors = {**inputs, **arrays_from_tensors(host)}
+        check_tensors(self.signature, self._profiles, tensors)
+        return runner.run_on_device(tensors)
+
+    @property
+    def memory(self) -> GpuMemory | None:
+        """What the engine takes of the GPU's memory, all graphs together; None where unknown."""
+        tellers = [each for each in self._loaded().values() if isinstance(each, MemoryTeller)]
+        told = [each.memory for each in tellers]
+        return functools.reduce(GpuMemory.plus, told) if told else None
 
     def close(self) -> None:
         """Give back what the engine holds. Safe to call twice."""
@@ -393,13 +419,13 @@ def _streams_of(plan: CpuPlan | None) -> int:
     return 1 if plan is None else plan.streams
 
 
-def window_of(task: TaskRecord, hardware: str) -> int:
-    """How many items of a task are sorted by length together on ``CPU`` or on a GPU."""
+def window_of(task: TaskRecord, plan: Plan) -> int:
+    """How many items of a task are sorted by length together, where texts are batched by `plan`."""
     if task.name in MEDIA_TASKS:
         return MEDIA_WINDOW
     if task.name in GENERATION_TASKS or task.pooling == NO_POOLING:
         return SMALL_WINDOW
-    return default_plan(hardware).window
+    return plan.window
 
 
 def _predictions(outcomes: Iterator[Outcome]) -> Iterator[Prediction]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tfc.errors import BadInput, first_line
 from tfc.manifest import Engine, Signature, TensorSpec
 from tfc.runtime.backends.base import Profile, Range
+from tfc.runtime.backends.device_tensor import on_device
 
 # An axis that the engine's profile does not name has no limit: a size that no array reaches.
 _ANY = Range(1, 1, 1 << 31)
@@ -18,7 +18,16 @@ _ANY = Range(1, 1, 1 << 31)
 
 def profile_of(engine: Engine) -> Profile:
     """The sizes that the engine was built for."""
-    sizes = {axis: Range(*values) for axis, values in engine.profile.items()}
+    return _profile(engine.profile)
+
+
+def profiles_of(engine: Engine) -> tuple[Profile, ...]:
+    """Its optimization profiles: one of them has to take a batch."""
+    return tuple(map(_profile, engine.profiles or [engine.profile]))
+
+
+def _profile(axes: Mapping[str, Sequence[int]]) -> Profile:
+    sizes = {axis: Range(*values) for axis, values in axes.items()}
     batch, sequence = sizes.pop("batch", _ANY), sizes.pop("sequence", _ANY)
     return Profile(batch, sequence, sizes)
 
@@ -45,9 +54,12 @@ def _array(name: str, tensor: Any) -> Any:
 
 
 def check_tensors(
-    signature: Signature, profile: Profile, arrays: Mapping[str, npt.NDArray[Any]]
+    signature: Signature, profiles: Sequence[Profile], arrays: Mapping[str, Any]
 ) -> None:
     """Refuse arrays that the engine cannot take: names, types, ranks and sizes.
+
+    Sizes have to be within one of its profiles. Of tensors on a GPU the type is left to the
+    engine's runner: every library has types of its own.
 
     Raises:
         BadInput: the first thing that does not fit, and what would.
@@ -58,6 +70,7 @@ def check_tensors(
     for name, spec in expected.items():
         array = arrays[name]
         _check_type(spec, array)
+        profile = _nearest(profiles, spec, array.shape)
         for axis, size in zip(spec.shape, array.shape, strict=True):
             _check_size(spec, profile, axis, size)
             if isinstance(axis, str) and sizes.setdefault(axis, size) != size:
@@ -65,6 +78,23 @@ def check_tensors(
                     f"the inputs disagree on '{axis}': {sizes[axis]}, and {size} in '{name}'",
                     fix="Pad all inputs of one batch to the same shape",
                 )
+
+
+def _nearest(profiles: Sequence[Profile], spec: TensorSpec, shape: Sequence[int]) -> Profile:
+    """The first profile that takes a shape; if none does, the first that takes its last axes."""
+
+    def taken(profile: Profile) -> list[bool]:
+        sized = zip(reversed(spec.shape), reversed(shape), strict=True)
+        return [not isinstance(axis, str) or _takes(profile, axis, size) for axis, size in sized]
+
+    return max(profiles, key=taken)
+
+
+def _takes(profile: Profile, axis: str, size: int) -> bool:
+    if axis not in ("batch", "sequence", *profile.others):
+        return True
+    allowed = profile.of_axis(axis)
+    return allowed.min <= size <= allowed.max
 
 
 def _check_names(expected: set[str], given: set[str]) -> None:
@@ -76,12 +106,13 @@ def _check_names(expected: set[str], given: set[str]) -> None:
 
 
 def _check_type(spec: TensorSpec, array: Any) -> None:
-    if not isinstance(array, np.ndarray):
+    shared = on_device(array)
+    if not shared and not isinstance(array, np.ndarray):
         raise BadInput(
             f"the input '{spec.name}' is a {type(array).__name__}, not a numpy array",
             fix=f"Convert it with np.asarray(value, '{spec.dtype}')",
         )
-    if array.dtype != np.dtype(spec.dtype):
+    if not shared and array.dtype != np.dtype(spec.dtype):
         raise BadInput(
             f"the input '{spec.name}' is of type {array.dtype}; this engine takes {spec.dtype}",
             fix=f"Convert it with .astype('{spec.dtype}')",
@@ -94,7 +125,7 @@ def _check_type(spec: TensorSpec, array: Any) -> None:
 
 
 def _check_size(spec: TensorSpec, profile: Profile, axis: int | str, size: int) -> None:
-    if isinstance(axis, str) and axis not in ("batch", "sequence", *profile.others):
+    if isinstance(axis, str) and _takes(profile, axis, size):
         return
     allowed = profile.of_axis(axis)
     if not allowed.min <= size <= allowed.max:

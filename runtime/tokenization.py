@@ -92,7 +92,7 @@ class TextEncoder:
         self._path = path
         self._input_names = tuple(input_names)
         _check_inputs(self._input_names, path)
-        self._tokenizer = _tokenizer_from_file(path)
+        self._tokenizer = tokenizer_from_file(path)
         self.direction = _limit_length(self._tokenizer, preprocess, path)
         self._offsets = offsets
 
@@ -200,7 +200,7 @@ class TextEncoder:
 
         Its post-processor is left to `join`: run twice it would trim the spaces of offsets twice.
         """
-        tokenizer = _tokenizer_from_file(self._path)
+        tokenizer = tokenizer_from_file(self._path)
         tokenizer.post_processor = None
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -238,7 +238,12 @@ def _check_inputs(names: tuple[str, ...], path: Path) -> None:
     )
 
 
-def _tokenizer_from_file(path: Path) -> Tokenizer:
+def tokenizer_from_file(path: Path) -> Tokenizer:
+    """The Rust tokenizer of a `tokenizer.json`, with the truncation and padding that it says.
+
+    Raises:
+        BadArtifact: the file is not a tokenizer.
+    """
     from tokenizers import Tokenizer
 
     try:

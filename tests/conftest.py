@@ -7,9 +7,12 @@ import dataclasses
 import fcntl
 import functools
 import gc
+import hashlib
 import importlib
+import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from checkpoints import run_tfc, save_tiny_checkpoint
 from matrix import save_generator
 
 from tfc.artifact import MANIFEST, Artifact, new_manifest_files
+from tfc.build_cache import FOLDER_VARIABLE
 from tfc.manifest import (
     Checkpoint,
     Engine,
@@ -138,8 +142,21 @@ LONGEST = ("tests/test_demo.py", "tests/test_readme.py")
 
 
 def pytest_configure() -> None:
-    """Collect garbage less often."""
+    """Collect garbage less often; keep out of the user's own cache, before any fixture runs."""
+    os.environ[FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="tfc-test-cache-")
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS, *gc.get_threshold()[1:])
+
+
+def pytest_unconfigure() -> None:
+    """Remove the cache."""
+    shutil.rmtree(os.environ.pop(FOLDER_VARIABLE), ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_build_cache(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """No test is given what another one built."""
+    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
+    monkeypatch.setenv(FOLDER_VARIABLE, str(Path(os.environ[FOLDER_VARIABLE]) / name))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -91,6 +91,7 @@ def repaired_half(
     select: Select = list,
     *,
     at_least: float = 0.0,
+    first: Sequence[Pin] = (),
 ) -> Repaired:
     """The graph in half precision with pins until the gate holds, or nothing is left to pin.
 
@@ -102,10 +103,12 @@ def repaired_half(
         select: what of the outputs counts (positions of real tokens).
         at_least: an error (root mean square) that is allowed whatever the noise floor is: what
             something else adds anyway.
+        first: pins to begin with, such as another checkpoint of the same architecture needed. They
+            are measured like any others.
     """
     expected = select(outputs_of(model, feeds))
     floor = select(outputs_of(rounded_products(model, half), feeds))
-    pins: dict[str, Pin] = {}
+    pins: dict[str, Pin] = {pin.value: pin for pin in first}
     for number in range(1, MAX_ROUNDS + 1):
         converted, report = half_from_fp32(model, half, {*too_large, *pins})
         gate = gate_of(expected, select(outputs_of(converted, feeds)), floor)

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from tfc.errors import UsageError
 from tfc.runtime.padding import MASK, split_name
+
+if TYPE_CHECKING:
+    from tfc.runtime.backends.device_tensor import DeviceTensor
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 # Called with (what is under way, done, total).
@@ -134,12 +137,27 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Built:
-    """What a build gave: the files' versions, what it was built for, its kernels if known."""
+    """What a build gave: the files' versions, what it was built for, its kernels if known.
+
+    Of several optimization profiles, `kernels` are those of the one with the fewest fused ones.
+    `memory` has the bytes of activations that each profile needs, where the compiler tells.
+    """
 
     versions: Mapping[str, str]
     hardware: str
     kernels: tuple[Kernel, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    memory: tuple[int, ...] = ()
+
+
+class KernelTimings(Protocol):
+    """Times of kernels that builds keep for later ones."""
+
+    def read(self) -> bytes:
+        """What is kept; empty where there is nothing."""
+
+    def update(self, combined: Callable[[bytes], bytes]) -> None:
+        """Replace what is kept by what `combined` makes of it."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +168,22 @@ class BuildOptions:
         compute_capabilities: the GPUs that an ahead-of-time build is for, as `8.9`; empty for
             what the backend takes by itself.
         on_progress: called while the backend compiles; what it raises stops the build.
+        profiles: several optimization profiles in one engine, for a backend that compiles for
+            sizes; empty for the one profile of the build.
+        timings: kept times of kernels, for a backend that chooses kernels by timing them.
+        refit: whether the weights of the engine can be replaced later.
+        version_compatible: whether later versions of the backend are to run the engine, too.
+        hardware_compatible: which other GPUs are to run it (`tensorrt_flavors.HARDWARE_LEVELS`);
+            empty for none.
     """
 
     compute_capabilities: tuple[str, ...] = ()
     on_progress: OnProgress = no_progress
+    profiles: tuple[Profile, ...] = ()
+    timings: KernelTimings | None = None
+    refit: bool = False
+    version_compatible: bool = False
+    hardware_compatible: str = ""
 
 
 DEFAULTS = BuildOptions()
@@ -167,6 +197,51 @@ def no_capabilities(why: str) -> UsageError:
     )
 
 
+@dataclass(frozen=True)
+class GpuMemory:
+    """What a loaded engine takes of the GPU's memory, in bytes.
+
+    Attributes:
+        plan: the engine's file, which is about what its weights take.
+        lanes: how many batches it can run at a time by now; made when they are first needed.
+        most_lanes: how many there may be.
+        activations: what each of them computes in, for the largest shapes.
+        buffers: inputs and outputs on the GPU, of the largest batches so far.
+        pinned: the same in page-locked memory of the host.
+    """
+
+    plan: int
+    lanes: int
+    most_lanes: int
+    activations: int
+    buffers: int
+    pinned: int
+
+    @property
+    def on_gpu(self) -> int:
+        """The sum of what is on the GPU now."""
+        return self.plan + self.lanes * self.activations + self.buffers
+
+    @property
+    def at_most(self) -> int:
+        """What it comes to with every lane, if the batches become no larger."""
+        lanes = max(self.lanes, 1)
+        each = self.activations + self.buffers // lanes
+        return self.plan + max(self.most_lanes, lanes) * each
+
+    def plus(self, other: GpuMemory) -> GpuMemory:
+        """Of two graphs of one engine, which have their own lanes."""
+        both = (self, other)
+        return GpuMemory(
+            plan=sum(each.plan for each in both),
+            lanes=max(each.lanes for each in both),
+            most_lanes=max(each.most_lanes for each in both),
+            activations=sum(each.activations for each in both),
+            buffers=sum(each.buffers for each in both),
+            pinned=sum(each.pinned for each in both),
+        )
+
+
 class Runner(Protocol):
     """A loaded engine. `run` may be called from several threads."""
 
@@ -175,6 +250,23 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Give back what the engine holds. Safe to call twice."""
+
+
+@runtime_checkable
+class DeviceRunner(Protocol):
+    """A runner that also takes tensors on its GPU, without copies."""
+
+    def run_on_device(self, inputs: Mapping[str, Any]) -> dict[str, DeviceTensor]:
+        """Run one batch of tensors that speak DLPack; the outputs stay on the GPU."""
+
+
+@runtime_checkable
+class MemoryTeller(Protocol):
+    """A runner that tells what it takes of a GPU's memory."""
+
+    @property
+    def memory(self) -> GpuMemory:
+        """What it takes now, and how much it may come to."""
 
 
 class Backend(Protocol):

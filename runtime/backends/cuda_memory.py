@@ -1,99 +1,76 @@
-"""The little of CUDA that running an engine takes: checked calls, and buffers that grow.
-
-The functions take `cudart`, the module `cuda.bindings.runtime`, whose functions return a tuple:
-an error code, then the results.
-"""
+"""Buffers that are kept between batches and grow: on the device, and pinned on the host."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import ctypes
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tfc.errors import BackendUnavailable
-
-MODULE = "cuda.bindings.runtime"
-
-
-def cudart_installed() -> bool:
-    """Whether the Python bindings of the CUDA runtime are installed."""
-    try:
-        return importlib.util.find_spec(MODULE) is not None
-    except ModuleNotFoundError:  # a parent package is missing
-        return False
-
-
-def load_cudart() -> Any:
-    """The Python bindings of the CUDA runtime."""
-    return importlib.import_module(MODULE)
-
-
-def checked(cudart: Any, answer: tuple[Any, ...]) -> Any:
-    """The result in the answer of a CUDA call.
-
-    Raises:
-        BackendUnavailable: the call failed; the sentence has CUDA's name for the error.
-    """
-    code, *results = answer
-    if code == cudart.cudaError_t.cudaSuccess:
-        return results[0] if results else None
-    _, text = cudart.cudaGetErrorString(code)
-    if code == cudart.cudaError_t.cudaErrorMemoryAllocation:
-        raise BackendUnavailable(
-            "the GPU is out of memory", fix="Use a smaller batch, or free GPU memory"
-        )
-    raise BackendUnavailable(
-        f"the GPU refuses: {text.decode()} ({code.name})",
-        fix="Check the GPU and its driver: tfc doctor",
-    )
+from tfc.runtime.backends.cuda_calls import Cuda
 
 
 class DeviceBuffer:
     """Memory on the GPU that is kept between batches and grows when a larger one comes."""
 
-    def __init__(self, cudart: Any) -> None:
-        self._cudart = cudart
-        self._size = 0
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self.size = 0
         self.address = 0
 
-    def reserve(self, size: int) -> int:
-        """Make room for `size` bytes; returns the address, never 0 (TensorRT refuses it)."""
-        if self.address and size <= self._size:
-            return self.address
+    def reserve(self, size: int) -> bool:
+        """Make room for `size` bytes, at least one: TensorRT refuses the address 0.
+
+        Returns whether the address is another one now.
+        """
+        if self.address and size <= self.size:
+            return False
         self.free()
         wanted = max(size, 1)
-        self.address = int(checked(self._cudart, self._cudart.cudaMalloc(wanted)))
-        self._size = wanted
-        return self.address
-
-    def upload(self, host: npt.NDArray[Any], stream: Any) -> None:
-        """Queue the copy of a contiguous array to the buffer, which grows if it must."""
-        self.reserve(host.nbytes)
-        kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        source = host.ctypes.data
-        checked(
-            self._cudart,
-            self._cudart.cudaMemcpyAsync(self.address, source, host.nbytes, kind, stream),
-        )
-
-    def download(self, host: npt.NDArray[Any], stream: Any) -> None:
-        """Queue the copy of the buffer's first bytes into a contiguous array."""
-        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        target = host.ctypes.data
-        checked(
-            self._cudart,
-            self._cudart.cudaMemcpyAsync(target, self.address, host.nbytes, kind, stream),
-        )
+        self.address = self._cuda.malloc(wanted)
+        self.size = wanted
+        return True
 
     def free(self) -> None:
         """Give the memory back. Safe to call twice."""
-        if not self.address:
+        if self.address:
+            address, self.address, self.size = self.address, 0, 0
+            self._cuda.free(address)
+
+
+class PinnedBuffer:
+    """Page-locked host memory: copies from and to it go on while the GPU computes."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self.size = 0
+        self.address = 0
+
+    def view(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """The buffer's first bytes as an array, which is valid until the buffer grows.
+
+        The buffer grows if it must.
+        """
+        count = int(np.prod(shape, dtype=np.int64))
+        self._reserve(count * dtype.itemsize)
+        memory = (ctypes.c_uint8 * self.size).from_address(self.address)
+        return np.ctypeslib.as_array(memory)[: count * dtype.itemsize].view(dtype).reshape(shape)
+
+    def free(self) -> None:
+        """Give the memory back. Safe to call twice."""
+        if self.address:
+            address, self.address, self.size = self.address, 0, 0
+            self._cuda.free_host(address)
+
+    def _reserve(self, size: int) -> None:
+        if self.address and size <= self.size:
             return
-        address, self.address, self._size = self.address, 0, 0
-        checked(self._cudart, self._cudart.cudaFree(address))
+        self.free()
+        # A multiple of every item size, so that a view of no element is one too.
+        wanted = max(size, np.dtype(np.complex128).itemsize)
+        self.address = self._cuda.malloc_host(wanted)
+        self.size = wanted
 
 
 def float32_of_bfloat16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:

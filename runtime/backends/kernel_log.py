@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tfc.runtime.backends.base import Kernel, KernelTensor
@@ -43,6 +44,12 @@ _TENSOR = re.compile(r"\{ Name: (?P<name>.*?), (?P<rest>.*?) \}(?=, \{|$)")
 _DATATYPE = re.compile(r"Datatype: ([^,}]+)")
 _DIMENSIONS = re.compile(r"Dimensions: \[([^\]]*)\]")
 # "[ONNX Layer: a][ONNX Layer: b]"; the inspector of some versions puts a separator between them.
+# What is added to the names of a profile's own copies of layers and tensors, from the second on.
+_PROFILE = re.compile(r" \[profile (\d+)\]")
+# The compiler numbers the regions that it compiles, in the names of their kernels. Each profile
+# has its own.
+_REGION = re.compile(r"_my[el]l?(\d+)_\d+$")
+_MEMORY = re.compile(r"^Total Activation Memory: (\d+) bytes", re.MULTILINE)
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\W*\[ONNX Layer: |\W*$)")
 
 
@@ -54,6 +61,51 @@ def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
     """
     lines = (line for message in messages for line in message.splitlines())
     return tuple(_kernel_of_match(match) for line in lines if (match := _LINE.match(line)))
+
+
+def memory_from_log(messages: Iterable[str]) -> tuple[int, ...]:
+    """The bytes of activations that each optimization profile needs, in their order."""
+    return tuple(int(size) for message in messages for size in _MEMORY.findall(message))
+
+
+def kernels_by_profile(kernels: Sequence[Kernel]) -> list[tuple[Kernel, ...]]:
+    """The kernels of each optimization profile; their names are alike in all profiles.
+
+    A kernel belongs to the profile that its own name or those of its tensors tell; one that names
+    none to the profile of its region, and else to that of the kernel before it.
+    """
+    told = [_told_profile(kernel) for kernel in kernels]
+    regions = {}
+    for kernel, profile in zip(kernels, told, strict=True):
+        if profile and (region := _REGION.search(kernel.name)):
+            regions[region[1]] = profile
+    groups: dict[int, list[Kernel]] = {}
+    before = 0
+    for kernel, profile in zip(kernels, told, strict=True):
+        region = _REGION.search(kernel.name)
+        before = profile or (regions.get(region[1], 0) if region else before)
+        groups.setdefault(before, []).append(_without_profile(kernel))
+    return [tuple(group) for _, group in sorted(groups.items())]
+
+
+def _told_profile(kernel: Kernel) -> int:
+    tensors = (*kernel.reads, *kernel.writes, *kernel.constants)
+    names = " ".join([kernel.name, *(tensor.name for tensor in tensors)])
+    found = _PROFILE.search(names)
+    return int(found[1]) if found else 0
+
+
+def _without_profile(kernel: Kernel) -> Kernel:
+    def plain(tensors: Sequence[KernelTensor]) -> tuple[KernelTensor, ...]:
+        return tuple(replace(tensor, name=_PROFILE.sub("", tensor.name)) for tensor in tensors)
+
+    return replace(
+        kernel,
+        name=_PROFILE.sub("", kernel.name),
+        reads=plain(kernel.reads),
+        writes=plain(kernel.writes),
+        constants=plain(kernel.constants),
+    )
 
 
 def kernels_from_inspector(json_text: str) -> tuple[Kernel, ...]:

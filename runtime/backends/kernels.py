@@ -69,6 +69,17 @@ class Audit:
     datatypes: Mapping[str, int]
 
 
+def least_fused(profiles: Sequence[tuple[Kernel, ...]]) -> tuple[Kernel, ...]:
+    """The kernels of the profile with the fewest fused ones; of equal ones, those of the first."""
+
+    def fused(kernels: tuple[Kernel, ...]) -> tuple[int, int]:
+        audit = audit_of_kernels(kernels)
+        norms = audit.fused_add_layernorm + audit.split_add_layernorm + audit.gemm_residual_add
+        return audit.fused_attention, norms + audit.fused_add_rmsnorm
+
+    return min(profiles, key=fused, default=())
+
+
 def audit_of_kernels(kernels: Sequence[Kernel]) -> Audit:
     """Count the kernels by what is fused in them."""
     working = [kernel for kernel in kernels if kernel.type not in BOOKKEEPING]

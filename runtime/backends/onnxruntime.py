@@ -6,7 +6,7 @@ It runs on the GPU through the CUDA execution provider where that works, and on 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,18 @@ from tfc.runtime.backends.base import (
     no_capabilities,
     smallest_batch,
 )
+from tfc.runtime.backends.device_tensor import DeviceTensor, on_device
+from tfc.runtime.backends.onnxruntime_binding import (
+    CPU_PLACE,
+    CUDA_PLACE,
+    LEGACY_STREAM,
+    Place,
+    outputs_where_they_are,
+)
 from tfc.runtime.backends.onnxruntime_provider import CPU, best_provider
+from tfc.runtime.backends.onnxruntime_sessions import SessionSettings, shared_session
 from tfc.runtime.cores import usable_cores
-from tfc.vnni import integer_products_saturate
+from tfc.runtime.gpu import DriverError, wait_for_gpu
 
 REBUILD = "Build the engine again with: tfc build-engine"
 UPGRADE = "Upgrade it with: pip install -U onnxruntime-gpu (onnxruntime on machines without a GPU)"
@@ -49,7 +58,7 @@ _MOST_TEXT = 300  # characters of ONNX Runtime's own text in one of our sentence
 _PREAMBLE = re.compile(
     r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:|.* Status Message: )?"
 )
-_ERROR, _FATAL = 3, 4  # severities of ONNX Runtime's log
+_FATAL = 4  # a severity of ONNX Runtime's log
 
 
 class OnnxRuntimeBackend:
@@ -114,26 +123,21 @@ class OnnxRuntimeBackend:
         """
         ort = _library()
         provider = best_provider()
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.intra_op_num_threads = max(1, (threads or usable_cores()) // streams)
-        # Threads that wait without spinning: a session runs several batches at once, and spinning
-        # takes the cores from the others (on two cores, 1.3 times the CPU time per batch).
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if integer_products_saturate():
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        options.log_severity_level = _ERROR
+        on_cpu = provider.name == CPU
+        # On a GPU the CPU only computes shapes; its threads are the caller's, who tokenises.
+        count = max(1, (threads or (usable_cores() if on_cpu else 1)) // streams)
         with _loading(engine, ort):
-            session = ort.InferenceSession(str(engine), options, providers=provider.names)
-        return OnnxRuntimeRunner(session, provider.hardware)
+            session = shared_session(ort, engine, SessionSettings(tuple(provider.names), count))
+        place = CPU_PLACE if on_cpu else CUDA_PLACE
+        return OnnxRuntimeRunner(session, provider.hardware, place)
 
 
 class OnnxRuntimeRunner:
     """A loaded graph. `run` may be called from several threads. See `Runner`."""
 
-    def __init__(self, session: Any, hardware: str) -> None:
+    def __init__(self, session: Any, hardware: str, place: Place = CPU_PLACE) -> None:
         self.hardware = hardware
+        self._place = place
         self._session: Any = session
         self._outputs = [output.name for output in session.get_outputs()]
         self._options = _library().RunOptions()
@@ -146,16 +150,50 @@ class OnnxRuntimeRunner:
             BadInput: an input is missing, or its type or shape does not fit the graph.
             EnvironmentProblem: the memory is too small for this batch.
         """
-        session = self._session
-        if session is None:
-            raise UsageError("this engine was closed", fix="Load it again")
+        session = self._opened()
         with _running():
             arrays = session.run(self._outputs, as_contiguous(inputs), self._options)
         return dict(zip(self._outputs, arrays, strict=True))
 
+    def run_on_device(self, inputs: Mapping[str, Any]) -> dict[str, DeviceTensor]:
+        """Run one batch of tensors where they are, by DLPack; the outputs stay on the device.
+
+        Some inputs may be arrays. Raises as `run`.
+        """
+        session = self._opened()
+        tensors = {
+            name: DeviceTensor.of(name, each, LEGACY_STREAM) if on_device(each) else each
+            for name, each in inputs.items()
+        }
+        if self._place is not CPU_PLACE:
+            wait_for_device(self._place.number)
+        with _running():
+            return outputs_where_they_are(
+                session, self._outputs, tensors, self._place, self._options
+            )
+
+    def _opened(self) -> Any:
+        if self._session is None:
+            raise UsageError("this engine was closed", fix="Load it again")
+        return self._session
+
     def close(self) -> None:
         """Let go of the graph; calls that are running finish."""
         self._session = None
+
+
+def wait_for_device(index: int) -> None:
+    """Wait for what other libraries have queued, whose streams ONNX Runtime does not know.
+
+    Raises:
+        BackendUnavailable: something of it has failed.
+    """
+    try:
+        wait_for_gpu(index)
+    except DriverError as error:
+        raise BackendUnavailable(
+            f"the GPU cannot be waited for: {error}", fix="Check the GPU: tfc doctor"
+        ) from error
 
 
 def _library() -> Any:

@@ -19,7 +19,7 @@ from tfc.runtime.backends.base import (
     Inputs,
     Profile,
 )
-from tfc.runtime.backends.cuda_memory import cudart_installed
+from tfc.runtime.backends.cuda_calls import cudart_installed
 from tfc.runtime.backends.tensorrt_flavors import FLAVORS, Flavor
 from tfc.runtime.backends.tensorrt_network import plan_from_onnx
 from tfc.runtime.backends.tensorrt_runner import TensorRTRunner, runner_from_plan
@@ -70,7 +70,7 @@ class TensorRTBackend:
         plan = plan_from_onnx(self._flavor, model, inputs, profile, gpus(), options)
         write_atomically(engine, plan.data)
         versions = {self._flavor.module: self._flavor.version()}
-        return Built(versions, plan.hardware, plan.kernels, plan.notes)
+        return Built(versions, plan.hardware, plan.kernels, plan.notes, plan.memory)
 
     def load(self, engine: Path, threads: int | None = None, streams: int = 1) -> TensorRTRunner:
         """Load the plan `engine` on this machine's GPU. `threads`, `streams` are for the CPU.

@@ -13,12 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from tfc.errors import BackendUnavailable, BadArtifact, BadInput, ContractNotReached, TfcError
+from tfc.runtime.backends.base import Range
 from tfc.runtime.backends.tensorrt_flavors import Flavor
+from tfc.runtime.backends.tensorrt_regions import asked_bytes, region_of_error
 
 REBUILD = "Build it again on this machine: tfc build-engine"
 LOWER = "Lower the graph for this backend first: tfc optimize with the target tensorrt"
 EXPORT = "Run the step that writes it again: tfc export"
 
+_OUT_OF_MEMORY = ("out of memory", "outofmemory", "requested amount of gpu memory")
+# Of the memory that is free: what one size more than the last that fits needs is not linear.
+_USABLE = 0.8
+# What is expected is what is here.
+_OTHER_GPU = re.compile(r"expecting compute (?P<here>[\d.]+) got compute (?P<built>[\d.]+)")
+_OTHER_VERSION = re.compile(r"expecting library version (?P<here>[\d.]+\d) got (?P<built>[\d.]+\d)")
 _MOST_TEXT = 300  # characters of TensorRT's own text in one of our sentences
 # Parts of TensorRT's texts that name places in its own source, or pages to read.
 _NOISE = (
@@ -39,6 +47,14 @@ class Refusal:
     error: type[TfcError]
     fix: str
     operators: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Room:
+    """The batch sizes that were asked for, and the bytes that are free on the GPU, if known."""
+
+    batch: Range
+    free: int | None
 
 
 _NO_ATTENTION_KERNEL = "Attention operation was not supported by a dedicated kernel"
@@ -70,12 +86,6 @@ BUILD_REFUSALS = (
         "cannot use the GPU to build",
         BackendUnavailable,
         "Check the GPU and its driver: tfc doctor",
-    ),
-    Refusal(
-        "out of memory",
-        "ran out of memory while building",
-        BackendUnavailable,
-        "Build for a smaller largest batch or sequence, or free memory",
     ),
 )
 # What the first bytes of a plan show: it was cut short, or was never a plan of this flavor.
@@ -143,8 +153,28 @@ def parser_refusal(flavor: Flavor, parser: Any, model: Path) -> TfcError:
     )
 
 
-def build_refusal(flavor: Flavor, text: str, model: Path, parsed: Sequence[str]) -> TfcError:
-    """Why the builder refused `model`: `text` is its first error, `parsed` the log's texts."""
+def build_refusal(
+    flavor: Flavor, text: str, model: Path, parsed: Sequence[str], room: Room | None = None
+) -> TfcError:
+    """Why the builder refused `model`.
+
+    Args:
+        flavor: who refused.
+        text: its first error.
+        model: the ONNX file.
+        parsed: the texts of the log.
+        room: the sizes and the memory, to tell what would fit.
+    """
+    region = region_of_error(text, parsed, model)
+    if region is not None and region.asked is None:
+        return ContractNotReached(
+            f"{flavor.label} has no kernels for a part of this graph: {region.sentence}",
+            where=str(model),
+            fix="Build in another precision (--bf16, or fp32), or update TensorRT: a combination of"
+            " these operators and types is not implemented in this version",
+        )
+    if region is not None or any(word in text.lower() for word in _OUT_OF_MEMORY):
+        return _memory_refusal(flavor, text, model, parsed, room)
     for refusal in BUILD_REFUSALS:
         if refusal.text in text:
             where = str(model)
@@ -158,6 +188,25 @@ def build_refusal(flavor: Flavor, text: str, model: Path, parsed: Sequence[str])
     )
 
 
+def _memory_refusal(
+    flavor: Flavor, text: str, model: Path, parsed: Sequence[str], room: Room | None
+) -> BackendUnavailable:
+    asked = asked_bytes([*parsed, text])
+    wants = f", which asked for {asked / 1e9:.1f} GB" if asked else ""
+    fits = ""
+    if room is not None and room.free is not None and asked:
+        wants += f" and found {room.free / 1e9:.1f} GB free"
+        rows = int(room.batch.max * min(1.0, room.free * _USABLE / asked))
+        if 1 <= rows < room.batch.max:
+            best = min(room.batch.opt, rows)
+            fits = f": --batch {min(room.batch.min, best)}:{best}:{rows} would fit"
+    return BackendUnavailable(
+        f"{flavor.label} ran out of memory while building{wants}: {_clean(text)}",
+        where=str(model),
+        fix=f"Build for a smaller largest batch or sequence{fits}, or free memory on the GPU",
+    )
+
+
 def plan_refusal(flavor: Flavor, text: str, engine: Path) -> TfcError:
     """Why the runtime refused the plan in `engine`: damaged, or built for something else."""
     for refusal in PLAN_REFUSALS:
@@ -167,6 +216,21 @@ def plan_refusal(flavor: Flavor, text: str, engine: Path) -> TfcError:
                 where=str(engine),
                 fix=refusal.fix,
             )
+    if match := _OTHER_GPU.search(text):
+        return BackendUnavailable(
+            f"this engine was built for compute capability {match['built']}, and the GPU here has"
+            f" {match['here']}",
+            where=str(engine),
+            fix=f"{REBUILD}; one for several GPUs: --hardware-compatible",
+        )
+    if match := _OTHER_VERSION.search(text):
+        return BackendUnavailable(
+            f"this engine was built with {flavor.label} {match['built']}, and {match['here']} is"
+            " installed here",
+            where=str(engine),
+            fix=f"{REBUILD}; or install that version: pip install '{flavor.distributions[0]}=="
+            f"{match['built']}.*'",
+        )
     return BackendUnavailable(
         f"{flavor.label} cannot load this engine here; it was built with another version or for"
         f" another GPU: {_clean(text)}",

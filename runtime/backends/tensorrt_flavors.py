@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfc.errors import BackendUnavailable, MissingPackage, UsageError
-from tfc.runtime.backends.base import no_capabilities
+from tfc.runtime.backends.base import BuildOptions, no_capabilities
 from tfc.runtime.gpu import Gpu
 
 # A plan of TensorRT-RTX that names no compute capability runs on all of these (its page on
@@ -24,6 +24,55 @@ from tfc.runtime.gpu import Gpu
 # no name. Turing is not in it, and sharing a plan with Turing costs the others speed.
 PORTABLE = "compute capability 8.0, 8.6, 8.9, 12.0 and later, Linux and Windows"
 TURING = "7.5"
+# What --hardware-compatible takes → the member of HardwareCompatibilityLevel, and what such a plan
+# runs on.
+HARDWARE_LEVELS = {
+    "ampere+": ("AMPERE_PLUS", "compute capability 8.0 and later"),
+    "same-capability": ("SAME_COMPUTE_CAPABILITY", "GPUs of compute capability {capability}"),
+}
+_AMPERE = 8.0
+REFIT, VERSION_COMPATIBLE, HARDWARE_COMPATIBLE = (
+    "--refit",
+    "--version-compatible",
+    "--hardware-compatible",
+)
+
+
+def check_plan_options(backend: str, options: BuildOptions) -> None:
+    """Refuse what a backend cannot build, before anything is done.
+
+    Raises:
+        UsageError: the first option that it does not have, and why.
+    """
+    asked = {
+        REFIT: options.refit,
+        VERSION_COMPATIBLE: options.version_compatible,
+        HARDWARE_COMPATIBLE: bool(options.hardware_compatible),
+    }
+    for option in (option for option, given in asked.items() if given):
+        if backend not in FLAVORS:
+            raise UsageError(
+                f"{option} is for TensorRT, and the backend is {backend}",
+                fix=f"Leave {option} out, or add --backend tensorrt",
+            )
+        if why := FLAVORS[backend].refused.get(option):
+            raise UsageError(why, fix=f"Leave {option} out, or add --backend tensorrt")
+
+
+def hardware_of_level(level: str, present: Sequence[Gpu]) -> str:
+    """What a plan of a level of hardware compatibility runs on, as words for the manifest.
+
+    Raises:
+        UsageError: such a plan cannot be built on the GPU that is present.
+    """
+    gpu = present[0]
+    if level == "ampere+" and float(gpu.compute_capability) < _AMPERE:
+        raise UsageError(
+            f"a plan for compute capability 8.0 and later cannot be built on {gpu.name}, which has"
+            f" {gpu.compute_capability}",
+            fix="Build on such a GPU, or leave --hardware-compatible out",
+        )
+    return HARDWARE_LEVELS[level][1].format(capability=gpu.compute_capability)
 
 
 def target_this_gpu(
@@ -71,6 +120,23 @@ def _by_number(capabilities: Any) -> dict[str, Any]:
     return dict(sorted(found.items(), key=lambda item: float(item[0])))
 
 
+def user_managed_context(trt: Any, engine: Any, graphs: bool) -> Any:
+    """A context of TensorRT without memory of its own: the caller gives it some."""
+    return engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+
+def rtx_context(trt: Any, engine: Any, graphs: bool) -> Any:
+    """A context of TensorRT-RTX, which allocates by itself, and captures graphs by itself.
+
+    It compiles kernels for new shapes while it runs, so only it knows when a graph can be
+    captured. With graphs, it captures one for each shape that it is given.
+    """
+    runtime_config = engine.create_runtime_config()
+    if graphs:
+        runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(runtime_config)
+
+
 @dataclass(frozen=True)
 class Flavor:
     """One member of the TensorRT family.
@@ -85,8 +151,17 @@ class Flavor:
         network_flags: major version → members of `NetworkDefinitionCreationFlag` that make a
             network strongly typed. Since TensorRT 11 every network is, and the flag is deprecated.
         builds_without_gpu: whether the builder works ahead of time.
+        oldest_capability: the oldest compute capability that it has kernels for.
+        opsets: version → the newest ONNX opset that its parser says it reads, from that version on.
+        refused: options of a build that it does not have → why.
+        times_kernels: whether the builder times kernels, and can be given the times of earlier
+            builds. TensorRT-RTX chooses kernels when it loads a plan; since 1.2 its timing cache
+            does nothing.
         target_hardware: sets what the plan is for, of the GPUs present and those asked for; returns
             it as words for the manifest.
+        create_context: makes an execution context, with CUDA graphs or without; None on failure.
+        shares_activations: whether the caller gives its contexts the memory to compute in.
+        captures_graphs: whether the caller captures CUDA graphs.
     """
 
     name: str
@@ -97,7 +172,14 @@ class Flavor:
     oldest: tuple[int, int]
     network_flags: Mapping[int, tuple[str, ...]]
     builds_without_gpu: bool
+    times_kernels: bool
+    oldest_capability: str
+    opsets: Mapping[tuple[int, int], int]
+    refused: Mapping[str, str]
     target_hardware: Callable[[Any, Any, Sequence[Gpu], Sequence[str]], str]
+    create_context: Callable[[Any, Any, bool], Any]
+    shares_activations: bool
+    captures_graphs: bool
 
     def version(self) -> str:
         """The installed version, without importing it; empty where it is not installed."""
@@ -155,7 +237,14 @@ FLAVORS = {
         oldest=(10, 13),
         network_flags={10: ("STRONGLY_TYPED",)},
         builds_without_gpu=False,
+        times_kernels=True,
+        oldest_capability=TURING,
+        opsets={(10, 15): 24, (11, 0): 25},
+        refused={},
         target_hardware=target_this_gpu,
+        create_context=user_managed_context,
+        shares_activations=True,
+        captures_graphs=True,
     ),
     "tensorrt-rtx": Flavor(
         name="tensorrt-rtx",
@@ -166,7 +255,21 @@ FLAVORS = {
         oldest=(1, 7),
         network_flags={},
         builds_without_gpu=True,
+        times_kernels=False,
+        oldest_capability=TURING,
+        opsets={},
+        refused={
+            REFIT: "TensorRT-RTX builds in seconds, and a refittable plan on a machine with a GPU"
+            " only",
+            VERSION_COMPATIBLE: "a plan of TensorRT-RTX runs with the version that built it, which"
+            " has no runtime to put into the plan",
+            HARDWARE_COMPATIBLE: "a plan of TensorRT-RTX runs on every GPU of the compute"
+            " capabilities that it is built for (--sm)",
+        },
         target_hardware=target_rtx_gpus,
+        create_context=rtx_context,
+        shares_activations=False,
+        captures_graphs=False,
     ),
 }
 

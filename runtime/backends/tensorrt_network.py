@@ -2,8 +2,9 @@
 
 The variables that hold TensorRT's objects have fixed names, here and in the runner (`builder`,
 `network`, `parser`, `parser_error`, `config`, `shapes`, `tensor`, `layer`, `boundary`,
-`attention`, `memory`, `runtime`, `engine`, `context`, `inspector`): a test follows them to check
-every member that is used against the API of each TensorRT version.
+`attention`, `memory`, `timing`, `refitter`, `parser_refitter`, `runtime`, `engine`, `context`,
+`inspector`): a test follows them to check every member that is used against the API of each
+TensorRT version.
 """
 
 from __future__ import annotations
@@ -14,11 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from tfc.errors import BackendUnavailable, BadInput, UsageError
-from tfc.runtime.backends.base import DEFAULTS, BuildOptions, Inputs, Kernel, Profile
-from tfc.runtime.backends.kernel_log import kernels_from_inspector, kernels_from_log
-from tfc.runtime.backends.kernels import audit_of_kernels
+from tfc.runtime.backends.base import (
+    DEFAULTS,
+    BuildOptions,
+    Inputs,
+    Kernel,
+    KernelTimings,
+    Profile,
+)
+from tfc.runtime.backends.kernel_log import (
+    kernels_by_profile,
+    kernels_from_inspector,
+    kernels_from_log,
+    memory_from_log,
+)
+from tfc.runtime.backends.kernels import audit_of_kernels, least_fused
 from tfc.runtime.backends.tensorrt_errors import (
     EXPORT,
+    Room,
     build_refusal,
     collecting_logger,
     first_error,
@@ -26,13 +40,21 @@ from tfc.runtime.backends.tensorrt_errors import (
     messages_of,
     parser_refusal,
 )
-from tfc.runtime.backends.tensorrt_flavors import Flavor
+from tfc.runtime.backends.tensorrt_flavors import (
+    HARDWARE_LEVELS,
+    Flavor,
+    hardware_of_level,
+)
 from tfc.runtime.backends.tensorrt_progress import build_with_progress
-from tfc.runtime.gpu import Gpu
+from tfc.runtime.gpu import Gpu, free_memory
 
 _NO_PROFILE = -1  # what add_optimization_profile returns for a profile that it does not take
 
 
+_REFITTABLE = (
+    "the weights can be replaced, so nothing is folded into them; compare the speed with an engine "
+    "without --refit: tfc bench"
+)
 _DECOMPOSED = (
     "TensorRT has no fused kernel for an attention of these types and sizes: it is computed from "
     "its products (fused attention takes fp16 or bf16, and head sizes of 16 to 256 that are "
@@ -42,12 +64,16 @@ _DECOMPOSED = (
 
 @dataclass(frozen=True)
 class Plan:
-    """A built plan: its bytes, what it is portable to, its kernels, and what to know about it."""
+    """A built plan: its bytes, what it is portable to, its kernels, and what to know about it.
+
+    `kernels` and `memory` are as in `Built`.
+    """
 
     data: bytes
     hardware: str
     kernels: tuple[Kernel, ...]
     notes: tuple[str, ...]
+    memory: tuple[int, ...]
 
 
 def plan_from_onnx(
@@ -75,14 +101,21 @@ def plan_from_onnx(
         tried = build.run(decompose=True)
     if tried.data is None:
         error = first_error(trt, tried.logger)
-        raise build_refusal(flavor, error, model, messages_of(tried.logger))
-    kernels = _kernels(trt, tried.logger, tried.data, can_load=bool(present))
+        free = free_memory(0) if present else None
+        room = Room(profile.batch, free)
+        raise build_refusal(flavor, error, model, messages_of(tried.logger), room)
+    listed = _kernels(trt, tried.logger, tried.data, can_load=bool(present))
+    kernels = least_fused(kernels_by_profile(listed))
     if not kernels:
         notes: tuple[str, ...] = ("the builder's log does not list the compiled kernels",)
     else:
         fused = audit_of_kernels(kernels).fused_attention
         notes = (_DECOMPOSED,) if fused < tried.decomposable else ()
-    return Plan(tried.data, tried.hardware, kernels, notes)
+    notes += (_REFITTABLE,) if options.refit else ()
+    memory = memory_from_log(messages_of(tried.logger))
+    if len(memory) != max(1, len(options.profiles)):
+        memory = ()  # another version of the log: which profile a number is of is not told
+    return Plan(tried.data, tried.hardware, kernels, notes, memory)
 
 
 @dataclass(frozen=True)
@@ -122,13 +155,56 @@ class _Build:
             decomposable = _let_attention_be_decomposed(self.trt, network)
         config = builder.create_builder_config()
         config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
-        _add_shapes(builder, config, network, self.inputs, self.profile, self.model)
+        for profile in self.options.profiles or (self.profile,):
+            _add_shapes(builder, config, network, self.inputs, profile, self.model)
         asked = self.options.compute_capabilities
         hardware = self.flavor.target_hardware(self.trt, config, self.present, asked)
+        hardware = _set_plan_options(self.trt, config, self.options, self.present) or hardware
+        timings = self.options.timings if self.flavor.times_kernels else None
+        timing = _used_timings(config, timings) if timings is not None else None
         report = self.options.on_progress
         memory = build_with_progress(self.trt, builder, network, config, report)
+        if timings is not None and memory is not None:
+            _keep_timings(config, timing, timings)
         data = None if memory is None else bytes(memory)
         return _Tried(data, hardware, logger, decomposable)
+
+
+def _set_plan_options(trt: Any, config: Any, options: BuildOptions, present: Sequence[Gpu]) -> str:
+    """What the plan can do later; where it runs on other GPUs, those as words."""
+    if options.refit:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if not options.hardware_compatible:
+        return ""
+    member, _ = HARDWARE_LEVELS[options.hardware_compatible]
+    config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, member)
+    return hardware_of_level(options.hardware_compatible, present)
+
+
+def _used_timings(config: Any, timings: KernelTimings) -> Any:
+    """TensorRT takes no times of another version or GPU; then it begins with none.
+
+    What is returned has to live until the build is over.
+    """
+    timing = config.create_timing_cache(timings.read())
+    if timing is None or not config.set_timing_cache(timing, False):
+        timing = config.create_timing_cache(b"")
+        config.set_timing_cache(timing, False)
+    return timing
+
+
+def _keep_timings(config: Any, timing: Any, timings: KernelTimings) -> None:
+    """Add the times of this build to those that others kept meanwhile."""
+
+    def combined(kept: bytes) -> bytes:
+        if kept and (other_timing := config.create_timing_cache(kept)) is not None:
+            timing.combine(other_timing, False)
+        memory = timing.serialize()
+        return bytes(memory)
+
+    timings.update(combined)
 
 
 def _let_attention_be_decomposed(trt: Any, network: Any) -> int:
@@ -216,6 +292,7 @@ def _kernels(trt: Any, logger: Any, data: bytes, *, can_load: bool) -> tuple[Ker
     if kernels or not can_load:
         return kernels
     runtime = trt.Runtime(logger)
+    runtime.engine_host_code_allowed = True  # a version-compatible plan brings a runtime
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         return ()

@@ -1,13 +1,16 @@
 """Runs a TensorRT plan through `cuda-python`, without torch.
 
-Written against the API of TensorRT 10.13 to 11.4 and TensorRT-RTX 1.7 and the signatures of
-`cuda.bindings.runtime`, which tests check member by member. It has not run on a GPU yet.
+A `Lane` runs a batch; the runner checks it, chooses the optimization profile, and has as many lanes
+as callers at once, up to a number. Written against the API of TensorRT 10.13 to 11.4 and
+TensorRT-RTX 1.7 and the signatures of `cuda.bindings.runtime`, which tests check member by member.
+It has not run on a GPU yet.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tfc.errors import BackendUnavailable, BadArtifact, UsageError
-from tfc.runtime.backends.base import Arrays
-from tfc.runtime.backends.cuda_memory import (
-    DeviceBuffer,
-    checked,
-    float32_of_bfloat16,
-    load_cudart,
+from tfc.runtime.backends.base import Arrays, GpuMemory
+from tfc.runtime.backends.cuda_calls import Cuda, load_cudart
+from tfc.runtime.backends.cuda_memory import float32_of_bfloat16
+from tfc.runtime.backends.device_tensor import DeviceTensor, on_device
+from tfc.runtime.backends.lane_pool import LanePool
+from tfc.runtime.backends.shape_profiles import (
+    ShapeProfile,
+    Shapes,
+    chosen_profile,
+    ranges_of_input,
 )
 from tfc.runtime.backends.tensorrt_errors import (
     REBUILD,
@@ -30,8 +37,8 @@ from tfc.runtime.backends.tensorrt_errors import (
     plan_refusal,
 )
 from tfc.runtime.backends.tensorrt_flavors import Flavor
+from tfc.runtime.backends.tensorrt_lane import Lane, Plant, Port
 
-_PROFILE = 0  # tfc builds one optimization profile per engine
 _BFLOAT16 = "BF16"
 # TensorRT's name of a data type → numpy's. numpy has no bfloat16: its bits travel as uint16.
 _DTYPES: Mapping[str, npt.DTypeLike] = {
@@ -44,42 +51,51 @@ _DTYPES: Mapping[str, npt.DTypeLike] = {
     "INT64": np.int64,
     "BOOL": np.bool_,
 }
+# While one lane computes, another one copies; a third would only wait for the GPU.
+LANES = 2
 
 
 @dataclass(frozen=True)
-class Port:
-    """One tensor that goes into an engine or comes out of it."""
+class RunSettings:
+    """How an engine is run: at most `lanes` batches at a time; with CUDA graphs or without."""
 
-    name: str
-    is_input: bool
-    datatype: str
+    lanes: int = LANES
+    graphs: bool = True
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The numpy type of its elements; of bfloat16, the type of its bits."""
-        return np.dtype(_DTYPES[self.datatype])
+
+DEFAULT_SETTINGS = RunSettings()
 
 
 class TensorRTRunner:
-    """A plan in GPU memory, with one execution context, one stream and buffers that are reused.
+    """A plan in GPU memory, with lanes for concurrent callers. See `Runner`.
 
-    Batches from several threads run one after the other. bfloat16 outputs come back as float32.
+    bfloat16 outputs come back as float32. `plan_bytes` is the size of the plan's file.
     """
 
-    def __init__(self, flavor: Flavor, trt: Any, logger: Any, engine: Any) -> None:
+    def __init__(
+        self,
+        flavor: Flavor,
+        trt: Any,
+        logger: Any,
+        engine: Any,
+        settings: RunSettings = DEFAULT_SETTINGS,
+        plan_bytes: int = 0,
+    ) -> None:
         self._flavor = flavor
         self._trt = trt
         self._logger = logger
-        self._cudart = load_cudart()
-        self._lock = threading.Lock()
+        self._settings = settings
+        self._plan_bytes = plan_bytes
         self._engine = engine
         self._ports = _ports_of_engine(trt, engine)
-        self._context = engine.create_execution_context()
-        if self._context is None:
-            raise self._refusal("cannot prepare this engine to run")
-        self._buffers = {port.name: DeviceBuffer(self._cudart) for port in self._ports}
-        flags = self._cudart.cudaStreamNonBlocking
-        self._stream = checked(self._cudart, self._cudart.cudaStreamCreateWithFlags(flags))
+        self._profiles = _profiles_of_engine(engine, self._ports)
+        self._cuda = Cuda(load_cudart())
+        self._running = 0
+        self._lock = threading.Lock()
+        plant = Plant(flavor, trt, engine, self._cuda, self._ports, self._refusal, settings.graphs)
+        self._pool: LanePool[Lane] = LanePool(lambda: Lane(plant), settings.lanes)
+        with self._pool.lane(profile=0):
+            pass  # the first lane is made now: what goes wrong is told when the engine is loaded
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run one batch.
@@ -89,63 +105,88 @@ class TensorRTRunner:
             BackendUnavailable: the GPU or TensorRT failed.
         """
         arrays = {port.name: _array(port, inputs) for port in self._ports if port.is_input}
-        with self._lock:
-            if self._context is None:
-                raise UsageError("this engine is closed", fix="Load it again")
-            del self._logger.said[:]
-            self._set_shapes(arrays)
-            outputs = self._empty_outputs()
-            for name, array in arrays.items():
-                self._buffers[name].upload(array, self._stream)
-            self._execute(outputs)
-        return {name: _readable(self._port(name), array) for name, array in outputs.items()}
+        profile = self._profile({name: array.shape for name, array in arrays.items()})
+        with self._lane(profile) as lane:
+            outputs = lane.run(profile, arrays)
+        datatypes = {port.name: port.datatype for port in self._ports}
+        return {name: _readable(datatypes[name], array) for name, array in outputs.items()}
+
+    def run_on_device(self, inputs: Mapping[str, Any]) -> dict[str, DeviceTensor]:
+        """Run one batch of tensors on the GPU, by DLPack, without copies; the outputs stay there.
+
+        Some inputs may be arrays. A tensor has the engine's own type, is contiguous, and is not
+        changed while this runs. Raises as `run`, and BadInput for one that cannot be shared.
+        """
+        ports = [port for port in self._ports if port.is_input]
+        host = {p.name: _array(p, inputs) for p in ports if not on_device(inputs.get(p.name))}
+        shapes = {
+            port.name: host[port.name].shape
+            if port.name in host
+            else tuple(inputs[port.name].shape)
+            for port in ports
+        }
+        profile = self._profile(shapes)
+        with self._lane(profile) as lane:
+            tensors = {
+                port.name: host[port.name]
+                if port.name in host
+                else _shared(port, inputs[port.name], lane.stream, self._cuda.device)
+                for port in ports
+            }
+            return lane.run_on_device(profile, tensors)
+
+    @property
+    def memory(self) -> GpuMemory:
+        """What it takes of the GPU's memory now, and with as many lanes as there may be."""
+        lanes = self._pool.lanes
+        return GpuMemory(
+            plan=self._plan_bytes,
+            lanes=len(lanes),
+            most_lanes=self._settings.lanes,
+            activations=max((lane.activation_bytes for lane in lanes), default=0),
+            buffers=sum(lane.device_bytes for lane in lanes),
+            pinned=sum(lane.pinned_bytes for lane in lanes),
+        )
+
+    @property
+    def graphs(self) -> int:
+        """How many CUDA graphs tfc has captured; TensorRT-RTX captures its own."""
+        return sum(lane.graphs for lane in self._pool.lanes)
 
     def close(self) -> None:
-        """Give back the GPU memory. Safe to call twice."""
-        with self._lock:
-            if self._context is None:
-                return
-            self._context = self._engine = None  # TensorRT frees them with the last reference
-            for buffer in self._buffers.values():
-                buffer.free()
-            checked(self._cudart, self._cudart.cudaStreamDestroy(self._stream))
+        """Give back the GPU memory, when the batches that run are done. Safe to call twice."""
+        lanes = self._pool.close()
+        if lanes:
+            self._cuda.use()
+        for lane in lanes:
+            lane.close()
+        self._engine = None  # TensorRT frees it with the last reference
 
-    def _set_shapes(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        for name, array in arrays.items():
-            if not self._context.set_input_shape(name, array.shape):
-                raise self._shape_refusal(name, array.shape)
-        if missing := self._context.infer_shapes():
-            raise self._refusal(f"cannot infer shapes from {sorted(missing)}")
+    def _profile(self, shapes: Shapes) -> int:
+        index = chosen_profile(self._profiles, shapes)
+        if index is not None:
+            return index
+        name = next(filter(None, (each.refused(shapes) for each in self._profiles)))
+        raise UsageError(
+            f"the input '{name}' has the shape {shapes[name]}; this engine takes"
+            f" {ranges_of_input(self._profiles, name)}",
+            fix="Use smaller batches, or build the engine for this shape: tfc build-engine",
+        )
 
-    def _empty_outputs(self) -> dict[str, npt.NDArray[Any]]:
-        """Arrays to copy the outputs into, in the shapes that follow from the inputs'."""
-        outputs = {}
-        for port in self._ports:
-            if port.is_input:
-                continue
-            shape = tuple(self._context.get_tensor_shape(port.name))
-            if any(size < 0 for size in shape):
-                raise BadArtifact(
-                    f"the shape of the output '{port.name}' depends on the data: {shape}",
-                    fix="Export a model whose output shapes follow from its input shapes",
-                )
-            outputs[port.name] = np.empty(shape, port.dtype)
-        return outputs
-
-    def _execute(self, outputs: Mapping[str, npt.NDArray[Any]]) -> None:
-        for name, array in outputs.items():
-            self._buffers[name].reserve(array.nbytes)
-        for name, buffer in self._buffers.items():
-            if not self._context.set_tensor_address(name, buffer.address):
-                raise self._refusal(f"does not take the memory for '{name}'")
-        if not self._context.execute_async_v3(int(self._stream)):
-            raise self._refusal("failed to run this batch")
-        for name, array in outputs.items():
-            self._buffers[name].download(array, self._stream)
-        checked(self._cudart, self._cudart.cudaStreamSynchronize(self._stream))
-
-    def _port(self, name: str) -> Port:
-        return next(port for port in self._ports if port.name == name)
+    @contextmanager
+    def _lane(self, profile: int) -> Iterator[Lane]:
+        """A lane for one batch, in whose thread the engine's device is the current one."""
+        self._cuda.use()
+        with self._pool.lane(profile) as lane:
+            with self._lock:
+                if not self._running:
+                    del self._logger.said[:]  # of batches before: their errors are not this one's
+                self._running += 1
+            try:
+                yield lane
+            finally:
+                with self._lock:
+                    self._running -= 1
 
     def _refusal(self, what: str) -> BackendUnavailable:
         reason = first_error(self._trt, self._logger)
@@ -153,16 +194,10 @@ class TensorRTRunner:
             f"{self._flavor.label} {what}: {reason}", fix="Check the GPU memory: tfc doctor"
         )
 
-    def _shape_refusal(self, name: str, shape: tuple[int, ...]) -> UsageError:
-        sizes = self._engine.get_tensor_profile_shape(name, _PROFILE)
-        smallest, _, largest = (tuple(size) for size in sizes)
-        return UsageError(
-            f"the input '{name}' has the shape {shape}; this engine takes {smallest} to {largest}",
-            fix="Use smaller batches, or build the engine for this shape: tfc build-engine",
-        )
 
-
-def runner_from_plan(flavor: Flavor, plan: Path) -> TensorRTRunner:
+def runner_from_plan(
+    flavor: Flavor, plan: Path, settings: RunSettings = DEFAULT_SETTINGS
+) -> TensorRTRunner:
     """Load the plan in the file `plan` to run it on this machine's GPU.
 
     Raises:
@@ -174,12 +209,14 @@ def runner_from_plan(flavor: Flavor, plan: Path) -> TensorRTRunner:
     trt = flavor.load()
     logger = collecting_logger(trt)
     engine = engine_from_plan(flavor, trt, logger, plan)
-    return TensorRTRunner(flavor, trt, logger, engine)
+    return TensorRTRunner(flavor, trt, logger, engine, settings, plan.stat().st_size)
 
 
 def engine_from_plan(flavor: Flavor, trt: Any, logger: Any, plan: Path) -> Any:
     """The engine in the file `plan`, deserialized; raises as `runner_from_plan` does."""
     runtime = trt.Runtime(logger)
+    # A version-compatible plan brings a runtime of its own version. The artifact's hash is checked.
+    runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise plan_refusal(flavor, first_error(trt, logger), plan)
@@ -191,15 +228,27 @@ def _ports_of_engine(trt: Any, engine: Any) -> tuple[Port, ...]:
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
         is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-        ports.append(Port(name, is_input, str(engine.get_tensor_dtype(name).name)))
-    for port in ports:
-        if port.datatype not in _DTYPES or (port.is_input and port.datatype == _BFLOAT16):
+        datatype = str(engine.get_tensor_dtype(name).name)
+        if datatype not in _DTYPES or (is_input and datatype == _BFLOAT16):
             raise BadArtifact(
-                f"the engine's tensor '{port.name}' is of the type {port.datatype}, which has no"
-                " numpy form",
+                f"the engine's tensor '{name}' is of the type {datatype}, which has no numpy form",
                 fix="Export the model with integer inputs and floating-point outputs",
             )
+        ports.append(Port(name, is_input, datatype, np.dtype(_DTYPES[datatype])))
     return tuple(ports)
+
+
+def _profiles_of_engine(engine: Any, ports: tuple[Port, ...]) -> tuple[ShapeProfile, ...]:
+    names = [port.name for port in ports if port.is_input]
+    found = []
+    for index in range(engine.num_optimization_profiles):
+        inputs = {}
+        for name in names:
+            sizes = engine.get_tensor_profile_shape(name, index)
+            smallest, best, largest = (tuple(size) for size in sizes)
+            inputs[name] = (smallest, best, largest)
+        found.append(ShapeProfile(inputs))
+    return tuple(found)
 
 
 def _array(port: Port, inputs: Arrays) -> npt.NDArray[Any]:
@@ -217,5 +266,27 @@ def _array(port: Port, inputs: Arrays) -> npt.NDArray[Any]:
     return np.ascontiguousarray(array, port.dtype)
 
 
-def _readable(port: Port, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return float32_of_bfloat16(array) if port.datatype == _BFLOAT16 else array
+def _shared(port: Port, tensor: Any, stream: int, device: int) -> DeviceTensor:
+    """The memory of an input that is on the GPU.
+
+    Raises:
+        UsageError: it is of another type, or on another GPU.
+        BadInput: it cannot be shared.
+    """
+    found = DeviceTensor.of(port.name, tensor, stream)
+    if found.dtype != port.dtype:
+        raise UsageError(
+            f"the input '{port.name}' is of type {found.dtype}; this engine takes {port.dtype}",
+            fix="Convert it on the GPU first",
+        )
+    place = found.__dlpack_device__()[1]
+    if place != device:
+        raise UsageError(
+            f"the input '{port.name}' is on GPU {place}; this engine is on GPU {device}",
+            fix="Move it there first",
+        )
+    return found
+
+
+def _readable(datatype: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return float32_of_bfloat16(array) if datatype == _BFLOAT16 else array

@@ -16,6 +16,7 @@ from tfc.runtime.ray.ask import Ask, checked
 from tfc.runtime.ray.pool import Pool, pool_from_nodes
 from tfc.runtime.ray.worker import Chosen, Work, Worker, engine_loaded_here
 from tfc.runtime.session import window_of
+from tfc.runtime.traffic import plan_of_engine
 
 # How often a worker is started again after its process or its machine died. A worker that dies of
 # the engine itself dies each time; one of a long job on machines that are taken away, now and then.
@@ -110,12 +111,13 @@ def plan_on_cluster(ask: Ask) -> Plan:
     chosen: Chosen = ray.get(wanted)
     uses_gpu = has_gpu and chosen.hardware != CPU
     pool = pool_from_nodes(nodes, uses_gpu, ask.workers, ask.threads)
+    own = plan_of_engine(ask.manifest.engines[chosen.engine], chosen.hardware)
     work = Work(
         artifact=ask.artifact,
         engine=chosen.engine,
         threads=pool.threads,
         columns=ask.columns,
-        window=ask.window or window_of(ask.manifest.task, chosen.hardware),
+        window=ask.window or window_of(ask.manifest.task, own),
         half=ask.half_embeddings,
         options=ask.options,
     )

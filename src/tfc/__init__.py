@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tfc.steps.report import report
     from tfc.steps.stack import second_stage, stack_features
     from tfc.steps.verification.verify import verify
+    from tfc.steps.vocabulary.trim import trim_vocab
 
 _WHERE = {
     "Artifact": "tfc.artifact",
@@ -36,6 +37,7 @@ _WHERE = {
     "run_job": "tfc.runtime.jobs",
     "second_stage": "tfc.steps.stack",
     "stack_features": "tfc.steps.stack",
+    "trim_vocab": "tfc.steps.vocabulary.trim",
     "verify": "tfc.steps.verification.verify",
 }
 
@@ -52,6 +54,7 @@ __all__ = [
     "run_job",
     "second_stage",
     "stack_features",
+    "trim_vocab",
     "verify",
 ]
 

@@ -5,6 +5,7 @@ Layout (docs/artifact.md is the specification)::
     tfc.json                        the manifest, written last and atomically
     <graph>.onnx                    what export wrote: model.onnx, or encoder.onnx, decoder.onnx
     tokenizer/                      tokenizer.json and its configuration
+    vocabulary.json                 of a trimmed vocabulary, the ids that its tokens had
     samples.jsonl, samples/         the texts or images on which export checked parity
     samples.npz                     for a module: tensors, and what PyTorch gave for them
     optimized/<target>/             each graph, fused and lowered, fp32
@@ -38,6 +39,8 @@ MANIFEST = "tfc.json"
 TOKENIZER = "tokenizer/tokenizer.json"
 # The second stage of a stack of models.
 STAGE = "stage.json"
+# Which tokens a trimmed vocabulary kept.
+VOCABULARY = "vocabulary.json"
 SAMPLES = "samples.jsonl"
 SAMPLE_FILES = "samples"
 VERIFY_REPORT = "reports/verify.json"

@@ -14,6 +14,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tfc.matrix_check import Check
 
 # What an extra of tfc is for. The packages of each are read from tfc's own metadata.
 PURPOSES = {
@@ -131,6 +135,7 @@ class Diagnosis:
     packages: tuple[Package, ...]
     backends: tuple[BackendFact, ...]
     advice: tuple[Advice, ...]
+    matrix: tuple[Check, ...] = ()
 
     @property
     def can_run(self) -> bool:
@@ -150,13 +155,24 @@ def diagnose() -> Diagnosis:
             part for part in (platform.system(), platform.machine(), *platform.libc_ver()) if part
         ),
         cpu=_cpu(),
-        memory=_memory(),
+        memory=memory_here(),
         gpus=tuple(GpuFact(g.name, g.compute_capability, g.driver_version) for g in gpus()),
         why_no_gpu=why_no_gpu(),
         packages=packages,
         backends=_backends(),
         advice=_advice(packages),
+        matrix=_matrix(),
     )
+
+
+def _matrix() -> tuple[Check, ...]:
+    """What the TensorRT backends that are installed need of this machine, and have."""
+    from tfc.matrix_check import machine_of, matrix
+    from tfc.runtime.backends.tensorrt_flavors import FLAVORS
+
+    machine = machine_of(Path.cwd())
+    there = [flavor for flavor in FLAVORS.values() if flavor.version()]
+    return tuple(check for flavor in there for check in matrix(flavor, machine))
 
 
 def _backends() -> tuple[BackendFact, ...]:
@@ -244,7 +260,8 @@ def _threads() -> int:
     return allowed
 
 
-def _memory() -> Memory:
+def memory_here() -> Memory:
+    """The memory of this machine, or of the container."""
     fields = _fields(_read("/proc/meminfo"))
     total = _kibibytes(fields, "MemTotal") or (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

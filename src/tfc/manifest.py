@@ -246,12 +246,42 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """The texts that an engine was built for, and how the runtime batches them.
+
+    `lengths` counts rows of the model by their tokens, of so many `texts` in the file `data`;
+    `refused` of them could not be read. `widths` are the sizes of the sequence axis that batches
+    are padded to, in ascending order; it is empty where each batch is as wide as its longest text.
+    A batch has at most `rows` rows, and at most `tokens` tokens with padding. Texts of a narrower
+    width join one while it has no more than `launch_tokens`. They are sorted by length in windows
+    of `window`. `cost` holds the curve that the widths were chosen by, and the expected padding and
+    cost beside other ways.
+    """
+
+    data: str
+    texts: int
+    refused: int
+    lengths: dict[str, int]
+    widths: list[int]
+    rows: int
+    tokens: int
+    launch_tokens: int
+    window: int
+    cost: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Engine:
     """A compiled engine.
 
     `files` maps each graph to what it was compiled to.
     `state` is `runnable` (it was loaded and run on the machine that built it) or
     `built, not run` with the reason in `state_reason`. `hardware` names what it was built for.
+
+    `profile` spans all that it takes. `profiles` are its optimization profiles in their order,
+    where it has several: for each axis [min, opt, max]. `memory` has the bytes of activations that
+    each profile needs on the GPU; it is empty where the compiler does not tell. `traffic` is there
+    where the profiles were made for texts of the user's own.
     """
 
     backend: str
@@ -263,6 +293,9 @@ class Engine:
     versions: dict[str, str]
     hardware: str
     audit: dict[str, Any] = field(default_factory=dict)
+    profiles: list[dict[str, list[int]]] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    traffic: Traffic | None = None
 
 
 @dataclass(frozen=True)

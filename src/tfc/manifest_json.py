@@ -5,6 +5,7 @@ Nothing here touches the disk.
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import json
 import types
@@ -95,11 +96,15 @@ def decode(kind: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         return _decode_union(typing.get_args(kind), value, path)
+    if origin is tuple:
+        _expect(value, list, path)
+        item, _ = typing.get_args(kind)  # tuple[item, ...]
+        return tuple(decode(item, v, f"{path}[{i}]") for i, v in enumerate(value))
     if origin is list:
         _expect(value, list, path)
         (item,) = typing.get_args(kind)
         return [decode(item, v, f"{path}[{i}]") for i, v in enumerate(value)]
-    if origin is dict:
+    if origin in (dict, collections.abc.Mapping):
         _expect(value, dict, path)
         _, item = typing.get_args(kind)
         return {str(k): decode(item, v, f"{path}.{k}") for k, v in value.items()}

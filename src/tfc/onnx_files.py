@@ -71,3 +71,10 @@ def _is_in(tensor: ir.TensorProtocol, folder: Path) -> bool:
         isinstance(tensor, ir.ExternalTensor)
         and Path(tensor.base_dir).resolve() == folder.resolve()
     )
+
+
+def opset_of_onnx(path: Path) -> int:
+    """The version of the standard operators that a graph is written in; 0 where it has none."""
+    import onnx_ir as ir
+
+    return ir.load(path).opset_imports.get("", 0)

@@ -184,10 +184,10 @@ def test_the_limits_of_a_container_count(monkeypatch):
         "/sys/fs/cgroup/cpu.max": "150000 100000\n",
     }
     monkeypatch.setattr(tfc.doctor, "_read", lambda path: files.get(path, ""))
-    assert tfc.doctor._memory() == tfc.doctor.Memory(512_000_000, 512_000_000)
+    assert tfc.doctor.memory_here() == tfc.doctor.Memory(512_000_000, 512_000_000)
     assert tfc.doctor._threads() == 1
     files["/sys/fs/cgroup/memory.max"] = files["/sys/fs/cgroup/cpu.max"] = "max\n"
-    assert tfc.doctor._memory() == tfc.doctor.Memory(1_024_000_000, 921_600_000)
+    assert tfc.doctor.memory_here() == tfc.doctor.Memory(1_024_000_000, 921_600_000)
 
 
 def test_a_system_without_proc_is_described_too(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,10 +15,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from tfc.cli import cli as group
-from tfc.cli.run_display import line_of
+from tfc.cli.run_display import line_of, show_memory
 from tfc.cli.run_signals import stop_requests
+from tfc.runtime.backends.base import GpuMemory
 from tfc.runtime.jobs.progress import JobProgress
 from tfc.runtime.rows import json_bytes
 
@@ -220,3 +223,16 @@ def test_sigterm_ends_a_wait_for_standard_input(tiny_artifact: Path, tmp_path: P
     assert job.returncode == 143, said
     assert "Standard input and pipes cannot be read again, so nothing is kept" in said
     assert list(tmp_path.glob("*out*")) == []
+
+
+def test_the_memory_of_a_gpu_is_told() -> None:
+    console = Console(width=200, file=io.StringIO())
+    show_memory(None, console)
+    show_memory(GpuMemory(218_000_000, 2, 2, 400_000_000, 20_000_000, 21_000_000), console)
+    show_memory(GpuMemory(218_000_000, 1, 2, 400_000_000, 10_000_000, 21_000_000), console)
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "GPU memory: 1.0 GB: engine 218.0 MB, 2 lanes × 400.0 MB, buffers 20.0 MB; pinned on the"
+        " host 21.0 MB",
+        "GPU memory: 628.0 MB (1.0 GB with all): engine 218.0 MB, 1 lane of 2 × 400.0 MB, buffers"
+        " 10.0 MB; pinned on the host 21.0 MB",
+    ]

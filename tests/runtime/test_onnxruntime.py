@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from pathlib import Path
@@ -12,10 +13,19 @@ import pytest
 
 from tfc.errors import BackendUnavailable, BadArtifact, BadInput, EnvironmentProblem, UsageError
 from tfc.runtime.backends import onnxruntime as module
+from tfc.runtime.backends import onnxruntime_sessions
 from tfc.runtime.backends.base import Inputs, Profile, Range
 from tfc.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from tfc.runtime.backends.onnxruntime_provider import CPU, CUDA, IDENTITY_MODEL, best_provider
-from tfc.runtime.gpu import Gpu
+from tfc.runtime.backends.onnxruntime_binding import CUDA_PLACE
+from tfc.runtime.backends.onnxruntime_provider import (
+    CPU,
+    CUDA,
+    IDENTITY_MODEL,
+    Provider,
+    best_provider,
+)
+from tfc.runtime.backends.onnxruntime_sessions import SessionSettings
+from tfc.runtime.gpu import DriverError, Gpu
 
 pytestmark = pytest.mark.ort
 
@@ -268,3 +278,102 @@ def test_availability_without_the_library(monkeypatch: pytest.MonkeyPatch) -> No
     assert not found.can_run
     assert not found.can_build
     assert "pip install onnxruntime" in found.why_not_run
+
+
+def test_one_file_is_loaded_once_in_a_process(tmp_path: Path) -> None:
+    model = model_file(tmp_path / "model.onnx")
+    first, second = BACKEND.load(model, threads=1), BACKEND.load(model, threads=1)
+    assert first._session is second._session
+    assert BACKEND.load(model, threads=2)._session is not first._session
+    first.close()
+    batch = {"ids": np.array([[1, 2]]), "attention_mask": np.zeros(1, int)}
+    assert second.run(batch)["total"].tolist() == [[3]]
+    second.close()
+    gc.collect()
+    assert not [key for key in onnxruntime_sessions._sessions if key[0] == model.resolve()]
+
+
+def test_a_file_that_was_written_anew_is_loaded_anew(tmp_path: Path) -> None:
+    model = model_file(tmp_path / "model.onnx")
+    batch = {"ids": np.array([[1, 2]]), "attention_mask": np.ones(1, int)}
+    first = BACKEND.load(model)
+    model_file(model, SUM.replace("Add (sums", "Sub (sums"))
+    assert BACKEND.load(model).run(batch)["total"].tolist() == [[2]]
+    assert first.run(batch)["total"].tolist() == [[4]]
+
+
+def test_a_forked_child_has_a_session_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_file(tmp_path / "model.onnx")
+    first = BACKEND.load(model)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert BACKEND.load(model)._session is not first._session
+
+
+def test_threads_of_a_gpu_s_session_are_left_to_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(module, "best_provider", lambda: Provider(CUDA, "NVIDIA L4"))
+    monkeypatch.setattr(module, "shared_session", lambda ort, path, s: asked.append(s) or Outputs())
+    runner = BACKEND.load(tmp_path / "model.onnx")
+    assert asked == [SessionSettings((CUDA, CPU), 1)]
+    assert runner._place is CUDA_PLACE
+
+
+class Outputs:
+    def get_outputs(self) -> list[Any]:
+        return []
+
+
+class OnCuda:
+    """A tensor in the memory of the CPU that says that it is on a GPU."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+        self.shape = values.shape
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, *, stream: int) -> Any:
+        assert stream == 1
+        return self.values.__dlpack__()
+
+
+def test_tensors_are_bound_where_they_are(tmp_path: Path) -> None:
+    """On the CPU, which binds tensors as a GPU does."""
+    runner = BACKEND.load(model_file(tmp_path / "model.onnx"))
+    if runner.hardware != "CPU":
+        pytest.skip("is about the CPU's provider")
+    ids = np.array([[1, 2, 3], [4, 5, 6]])
+    total = runner.run_on_device({"ids": OnCuda(ids), "attention_mask": np.ones(2, int)})["total"]
+    assert (total.shape, total.dtype, total.__dlpack_device__()) == ((2, 1), np.int64, (1, 0))
+    runner.close()
+    gc.collect()
+    assert np.from_dlpack(total).tolist() == [[7], [16]]
+
+
+def test_what_others_have_queued_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = module.OnnxRuntimeRunner(Outputs(), "NVIDIA L4", CUDA_PLACE)
+    waited: list[int] = []
+    monkeypatch.setattr(module, "wait_for_gpu", waited.append)
+    monkeypatch.setattr(module, "outputs_where_they_are", lambda *given: {"given": given[3]})
+    assert runner.run_on_device({}) == {"given": CUDA_PLACE}
+    assert waited == [0]
+
+    def fails(index: int) -> None:
+        raise DriverError("a kernel failed")
+
+    monkeypatch.setattr(module, "wait_for_gpu", fails)
+    with pytest.raises(BackendUnavailable, match="cannot be waited for: a kernel failed"):
+        runner.run_on_device({})
+
+
+def test_a_tensor_that_does_not_fit_is_refused_as_an_array_is(tmp_path: Path) -> None:
+    runner = BACKEND.load(model_file(tmp_path / "model.onnx"))
+    with pytest.raises(BadInput, match="does not take these inputs"):
+        runner.run_on_device({"ids": OnCuda(np.zeros((1, 2), np.float32))})

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -368,6 +369,41 @@ def test_tensors_of_other_libraries_are_used_as_they_are(tiny: Any) -> None:
         learned = torch.ones((1, 3), requires_grad=True)
         with pytest.raises(BadInput, match="'attention_mask' cannot be shared with numpy"):
             session.run({**batch, "attention_mask": learned})
+
+
+class OnGpu:
+    """A tensor in the memory of the CPU that says that it is on a GPU."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+        self.shape, self.ndim = values.shape, values.ndim
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, *, stream: int) -> Any:
+        return self.values.__dlpack__()
+
+
+def test_tensors_on_a_gpu_stay_there(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime binds what is in the CPU's memory as it binds what is on a GPU."""
+    ids = np.array([[101, 7592, 102]])
+    batch = {"attention_mask": np.ones((1, 3), np.int64), "token_type_ids": OnGpu(ids * 0)}
+    with Session.load(tiny.path) as session:
+        assert session.memory is None
+        with pytest.raises(BadInput, match="cannot be shared with numpy"):
+            session.run({**batch, "input_ids": OnGpu(ids)})
+        monkeypatch.setattr(session, "hardware", "NVIDIA L4")
+        outputs = session.run({**batch, "input_ids": OnGpu(ids)})
+        with pytest.raises(BadInput, match="has size 65"):
+            session.run({**batch, "input_ids": OnGpu(np.ones((1, 65), np.int64))})
+        expected = tiny.logits(["hello"])
+        assert np.abs(np.from_dlpack(outputs["logits"]) - expected).max() < 1e-4
+        (runner,) = session._loaded().values()
+        monkeypatch.setattr(session, "_runners", {"model": SimpleNamespace(run=runner.run)})
+        with pytest.raises(BadInput, match="this engine takes no tensors on a GPU"):
+            session.run({**batch, "input_ids": OnGpu(ids)})
+        monkeypatch.undo()
 
 
 def spoiled(**changes: Any) -> dict[str, Any]:

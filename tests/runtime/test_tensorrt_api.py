@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_gpu import Cudart
 
 from tfc.runtime.backends import tensorrt
-from tfc.runtime.backends.tensorrt_flavors import FLAVORS
+from tfc.runtime.backends.tensorrt_flavors import FLAVORS, HARDWARE_LEVELS
 
 SURFACES = {
     path.stem: json.loads(path.read_text())["surface"]
     for path in sorted((Path(__file__).parent.parent / "data" / "tensorrt_api").glob("*.json"))
 }
 SOURCES = sorted(Path(tensorrt.__file__).parent.glob("tensorrt*.py"))
-CUDA_SOURCES = [*SOURCES, Path(tensorrt.__file__).parent / "cuda_memory.py"]
+CUDA_CALLS = Path(tensorrt.__file__).parent / "cuda_calls.py"
 
 Surface = dict[str, Any]  # class, enum or function → its kind and members
 MODULE = "trt"
@@ -44,7 +45,12 @@ VARIABLES = {
     "boundary": "IAttentionInputLayer",
     "attention": "IAttention",
     "memory": "IHostMemory",
+    "timing": "ITimingCache",
+    "other_timing": "ITimingCache",
+    "refitter": "Refitter",
+    "parser_refitter": "OnnxParserRefitter",
     "runtime": "Runtime",
+    "runtime_config": "IRuntimeConfig",
     "engine": "ICudaEngine",
     "context": "IExecutionContext",
     "inspector": "EngineInspector",
@@ -218,7 +224,9 @@ def versions_for(function: str) -> list[str]:
     if function in NEEDS:
         return [version for version in SURFACES if NEEDS[function] in SURFACES[version]]
     modules = [
-        flavor.module for flavor in FLAVORS.values() if flavor.target_hardware.__name__ == function
+        flavor.module
+        for flavor in FLAVORS.values()
+        if function in (flavor.target_hardware.__name__, flavor.create_context.__name__)
     ]
     return [v for module in modules for v in versions_of_flavor(module)] or list(SURFACES)
 
@@ -252,11 +260,20 @@ def test_the_walk_finds_the_members_that_are_known_to_be_used() -> None:
     }
     assert used >= {
         "Builder.build_serialized_network",
+        "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE",
         "EngineInspector.get_engine_information",
         "IBuilderConfig.profiling_verbosity",
         "IBuilderConfig.set_compute_capability",
+        "IBuilderConfig.set_timing_cache",
+        "ITimingCache.combine",
+        "OnnxParserRefitter.refit_from_file",
+        "Runtime.engine_host_code_allowed",
+        "ICudaEngine.create_execution_context",
+        "ICudaEngine.device_memory_size_v2",
         "ICudaEngine.get_tensor_profile_shape",
         "IExecutionContext.execute_async_v3",
+        "IExecutionContext.set_device_memory",
+        "IExecutionContext.set_optimization_profile_async",
         "IOptimizationProfile.set_shape",
         "LayerInformationFormat.JSON",
         "ParserError.node_name",
@@ -271,7 +288,10 @@ def test_members_taken_from_the_flavor_table_exist_in_its_versions() -> None:
         for use in Walker(path.read_text(), SURFACES["tensorrt-11.4.0"]).uses
         if use.member == FROM_DATA
     }
-    assert from_data == {"NetworkDefinitionCreationFlag"}
+    assert from_data == {"NetworkDefinitionCreationFlag", "HardwareCompatibilityLevel"}
+    for surface in SURFACES.values():
+        levels = {member for member, _ in HARDWARE_LEVELS.values()}
+        assert levels <= set(surface["HardwareCompatibilityLevel"]["members"])
     for flavor in FLAVORS.values():
         for major, flags in flavor.network_flags.items():
             versions = [
@@ -314,16 +334,23 @@ def test_a_member_of_one_flavor_passes_in_the_function_its_row_names() -> None:
 
 def test_every_cuda_call_exists_and_takes_its_arguments() -> None:
     cudart = pytest.importorskip("cuda.bindings.runtime")
-    calls = 0
-    for path in CUDA_SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if name := name_in_cudart(node):
-                assert hasattr(cudart, name), f"{path.name}: {name}"
-            if isinstance(node, ast.Call) and (name := name_in_cudart(node.func)):
-                assert not node.keywords
-                assert len(node.args) == arguments_of_cuda(getattr(cudart, name))
-                calls += 1
-    assert calls == 8
+    called = set()
+    for node in ast.walk(ast.parse(CUDA_CALLS.read_text())):
+        if name := name_in_cudart(node):
+            assert hasattr(cudart, name), name
+        if isinstance(node, ast.Attribute) and (enum := name_in_cudart(node.value)):
+            assert hasattr(getattr(cudart, enum), node.attr), f"{enum}.{node.attr}"
+        if isinstance(node, ast.Call) and (name := name_in_cudart(node.func)):
+            assert not node.keywords
+            assert len(node.args) == arguments_of_cuda(getattr(cudart, name)), name
+            called.add(name)
+    assert called == {name for name in dir(Cudart) if name.startswith("cuda")}
+
+
+def test_nothing_else_calls_cuda() -> None:
+    for path in CUDA_CALLS.parent.glob("*.py"):
+        names = {name_in_cudart(node) for node in ast.walk(ast.parse(path.read_text()))}
+        assert names <= {""} or path == CUDA_CALLS, path.name
 
 
 def name_in_cudart(node: ast.AST) -> str:

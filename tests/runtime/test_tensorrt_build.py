@@ -12,12 +12,14 @@ from tfc.errors import (
     BackendUnavailable,
     BadArtifact,
     BadInput,
+    ContractNotReached,
     UsageError,
 )
 from tfc.runtime.backends.base import BuildOptions, Built, Inputs, Profile, Range
 from tfc.runtime.backends.kernels import Audit, audit_of_kernels
 from tfc.runtime.backends.tensorrt import TENSORRT_RTX
 from tfc.runtime.backends.tensorrt_errors import (
+    Room,
     build_refusal,
     collecting_logger,
     plan_refusal,
@@ -257,21 +259,123 @@ def test_a_damaged_plan(
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "what", "fix"),
     [
-        "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine plan file is"
-        " generated on an incompatible device, expecting compute 8.9 got compute 8.6, please"
-        " rebuild.)",
-        "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine plan file is"
-        " not compatible with this version of TensorRT, expecting library version 10.16.1 got"
-        " 10.13.3, please rebuild.)",
+        (
+            "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine plan file"
+            " is generated on an incompatible device, expecting compute 8.9 got compute 8.6, please"
+            " rebuild.)",
+            "this engine was built for compute capability 8.6, and the GPU here has 8.9",
+            "Build it again on this machine: tfc build-engine; one for several GPUs:"
+            " --hardware-compatible",
+        ),
+        (
+            "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine plan file"
+            " is not compatible with this version of TensorRT, expecting library version 10.16.1"
+            " got 10.13.3, please rebuild.)",
+            "this engine was built with TensorRT 10.13.3, and 10.16.1 is installed here",
+            "Build it again on this machine: tfc build-engine; or install that version: pip install"
+            " 'tensorrt==10.13.3.*'",
+        ),
+        (
+            "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (Not for this machine)",
+            "TensorRT cannot load this engine here; it was built with another version or for"
+            " another GPU: Not for this machine",
+            "Build it again on this machine: tfc build-engine",
+        ),
     ],
 )
-def test_a_plan_for_another_gpu_or_version(text: str) -> None:
+def test_a_plan_for_another_gpu_or_version(text: str, what: str, fix: str) -> None:
     error = plan_refusal(FLAVORS["tensorrt"], text, Path("engine.plan"))
     assert type(error) is BackendUnavailable
-    assert error.what.endswith("please rebuild")
-    assert error.fix == "Build it again on this machine: tfc build-engine"
+    assert (error.what, error.fix) == (what, fix)
+
+
+NO_KERNELS = (
+    "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any"
+    " implementation for node {ForeignNode[Cast_0...Gelu_2]}. In computeCosts at"
+    " /_src/optimizer/common/tactic/optimizer.cpp:4184)"
+)
+LISTED = (
+    "ForeignNode {ForeignNode[Cast_0...Gelu_2]} metadata: [ONNX Layer: Cast_0][ONNX Layer: MatMul_1"
+    "][ONNX Layer: Gelu_2]"
+)
+
+
+@pytest.fixture
+def three_nodes(tmp_path: Path) -> Path:
+    """A graph of three nodes, two of them of a layer."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 20]>
+        g (int64[batch, 4] x, float[4, 4] w) => (float[batch, 4] y) {
+            a = Cast <to = 1> (x)
+            b = MatMul (a, w)
+            y = Gelu (b)
+        }
+    """
+    model = onnx.parser.parse_model(text)
+    for index, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{index}"
+        if index:
+            entry = node.metadata_props.add()
+            entry.key, entry.value = "tfc.module", "bert.encoder.layer.3.intermediate"
+    onnx.save(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def test_a_region_without_kernels_is_told_by_its_nodes_and_modules(three_nodes: Path) -> None:
+    error = build_refusal(FLAVORS["tensorrt"], NO_KERNELS, three_nodes, [LISTED])
+    assert type(error) is ContractNotReached
+    assert error.what == (
+        "TensorRT has no kernels for a part of this graph: 3 nodes from Cast_0 to Gelu_2, in"
+        " bert.encoder.layer.3"
+    )
+    assert error.fix == (
+        "Build in another precision (--bf16, or fp32), or update TensorRT: a combination of these"
+        " operators and types is not implemented in this version"
+    )
+    one = NO_KERNELS.replace("{ForeignNode[Cast_0...Gelu_2]}", "MatMul_1 [profile 2]")
+    error = build_refusal(FLAVORS["tensorrt"], one, Path("gone.onnx"), [])
+    assert error.what == ("TensorRT has no kernels for a part of this graph: the node MatMul_1")
+
+
+def test_a_region_without_kernels_for_want_of_memory(three_nodes: Path) -> None:
+    said = [
+        LISTED,
+        "Skipping tactic 0x0 due to insufficient memory on requested size of 30064771072 detected"
+        " for tactic 0x0.",
+    ]
+    room = Room(Range(1, 32, 256), 24_000_000_000)
+    error = build_refusal(FLAVORS["tensorrt"], NO_KERNELS, three_nodes, said, room)
+    assert type(error) is BackendUnavailable
+    assert "asked for 30.1 GB and found 24.0 GB free" in error.what
+    assert error.fix == (
+        "Build for a smaller largest batch or sequence: --batch 1:32:163 would fit, or free memory"
+        " on the GPU"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        (
+            "[virtualMemoryBuffer.cpp::resizePhysical::154] Error Code 2: OutOfMemory (Requested"
+            " size was 3221225472 bytes.)",
+            ", which asked for 3.2 GB",
+        ),
+        ("Error Code 1: Cuda Runtime (out of memory)", ""),
+        (
+            "Requested amount of GPU memory (8589934592 bytes) could not be allocated. There may"
+            " not be enough free memory for allocation to succeed.",
+            ", which asked for 8.6 GB",
+        ),
+    ],
+)
+def test_memory_that_runs_out_while_building(text: str, asked: str) -> None:
+    error = build_refusal(FLAVORS["tensorrt"], text, Path("m.onnx"), [])
+    assert type(error) is BackendUnavailable
+    assert error.what.startswith(f"TensorRT ran out of memory while building{asked}: ")
+    assert error.fix == ("Build for a smaller largest batch or sequence, or free memory on the GPU")
 
 
 def test_a_gpu_that_fails_while_building() -> None:

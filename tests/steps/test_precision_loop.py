@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 import tfc
+from tfc.build_cache import BuildCache
 from tfc.errors import ContractNotReached
 from tfc.onnx_files import save_onnx
 from tfc.optimizers.attention_products import all_attention_products
@@ -57,9 +58,9 @@ def spoil(artifact: tfc.Artifact, changes: dict[tuple[str, str], Any]) -> ir.Mod
     return model
 
 
-def converted(artifact: tfc.Artifact) -> Any:
+def converted(artifact: tfc.Artifact, cache: BuildCache | None = None) -> Any:
     """The record of the fp16 conversion."""
-    name = convert(artifact, "tensorrt", "model", "fp16", weights_only=False)
+    name = convert(artifact, "tensorrt", "model", "fp16", weights_only=False, cache=cache)
     return artifact.manifest.step(f"precision:{name}")
 
 
@@ -103,6 +104,25 @@ def test_what_a_norm_takes_away_is_found_by_measuring(artifact: tfc.Artifact) ->
         f"kept in fp32 after comparing with the fp32 graph: {LAYER}.output.LayerNorm "
         f"({pins[0]['why']}); in fp32: 0 % of the FLOPs on tokens"
     )
+
+
+def test_another_checkpoint_begins_with_what_this_one_needed(
+    artifact: tfc.Artifact, tmp_path: Path
+) -> None:
+    """Same graph, other weights: one round instead of three, and measured on these weights."""
+    cache = BuildCache(tmp_path / "cache", 10**9)
+    spoil(artifact, {("Add", "output.dense"): lambda b: b + 3000})
+    first = converted(artifact, cache)
+    spoil(artifact, {("MatMul", "intermediate.dense"): lambda w: w * 1.5})
+    second = converted(artifact, cache)
+    assert (first.result["rounds"], second.result["rounds"]) == (3, 1)
+    assert second.result["pins_tried_first"] == len(first.result["pins"])
+    assert second.result["pins"] == first.result["pins"]
+    assert first.result["gate"] != second.result["gate"]
+    (plan,) = (tmp_path / "cache" / "plans").iterdir()
+    plan.write_text('[{"value": "no such value"}, 3]')
+    spoil(artifact, {("Add", "output.dense"): lambda b: b + 50})
+    assert converted(artifact, cache).result["pins_tried_first"] == 0
 
 
 def test_a_gate_that_is_not_reached(

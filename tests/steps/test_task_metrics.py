@@ -307,3 +307,86 @@ def test_pairs_and_their_similarity(made: Callable[..., Path], tmp_path: Path) -
     assert "flipped" not in found
     line = next(line for line in done.stdout.splitlines() if line.startswith("Spearman"))
     assert line.split()[:4] == ["Spearman", "1.0000", "1.0000", "0.0000"]
+
+
+@pytest.fixture(scope="module")
+def writer(generator: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that generates, and beside it `eval.jsonl` with what it writes as one reference."""
+    folder = tmp_path_factory.mktemp("writer")
+    shutil.copytree(generator("t5") / "artifact", folder / "artifact")
+    texts = ["Where is my order?", "The battery died after two days.", "ok", "Nobody answers me."]
+    said = predicted(folder / "artifact", texts)
+    rows: list[dict[str, Any]] = [
+        {"text": text, "summary": each["text"]} for text, each in zip(texts, said, strict=True)
+    ]
+    rows[1]["summary"] = ["another text", rows[1]["summary"]]
+    rows[3]["summary"] = rows[0]["summary"]
+    written(folder / "eval.jsonl", [*rows, {"text": "hello"}])
+    return folder
+
+
+def test_texts_that_are_written_have_bleu_and_rouge(writer: Path) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU
+
+    arguments = [writer / "artifact", "--data", writer / "eval.jsonl", "--label-column", "summary"]
+    done = verify(*arguments, "--max-drop", "0%", "--no-relations")
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.stdout.splitlines()[3:-1])) <= 80
+    assert "in no metric: 1 of 5 rows" in done.stdout
+    found = report_of(writer / "artifact")["metrics"]
+    golds = [json.loads(line) for line in (writer / "eval.jsonl").read_text().splitlines()][:4]
+    said = [p["text"] for p in predicted(writer / "artifact", [row["text"] for row in golds])]
+    references = [g if isinstance(g, list) else [g] for g in (row["summary"] for row in golds)]
+    second = [each[1] if len(each) > 1 else None for each in references]
+    bleu = BLEU().corpus_score(said, [[each[0] for each in references], second])
+    rouge = RougeScorer(["rougeL"])
+    values = found["engines"][ENGINE]["values"]
+    assert values["BLEU"] == pytest.approx(bleu.score / 100)
+    assert values["ROUGE-L"] == pytest.approx(
+        np.mean(
+            [
+                rouge.score_multi(gold, text)["rougeL"].fmeasure
+                for gold, text in zip(references, said, strict=True)
+            ]
+        )
+    )
+    assert values == found["pytorch"]["values"], "PyTorch writes the same"
+    assert (found["main"], found["engines"][ENGINE]["flipped"]["rows"]) == ("BLEU", 0)
+
+
+def test_a_drop_alone_fails_an_engine_and_keeps_it_from_running(tmp_path: Path) -> None:
+    """Two classes are so close that an engine may say the other one and still be near PyTorch."""
+    from safetensors.torch import load_file, save_file
+
+    file = tmp_path / "c/model.safetensors"
+    save_tiny_checkpoint(tmp_path / "c", head="SequenceClassification", num_labels=3)
+    weights = load_file(file)
+    weights["classifier.weight"][1] = weights["classifier.weight"][0]
+    for place, bias in enumerate((5.0, 5.00001, -5.0)):
+        weights["classifier.bias"][place] = bias
+    save_file(weights, file, {"format": "pt"})
+    artifact = tfc.export(tmp_path / "c", tmp_path / "a").artifact
+    tfc.build_engine(artifact, backend="onnxruntime")
+    swap(tmp_path / "a", 0, 1)
+    texts = sample_texts(tfc.Artifact.open(tmp_path / "a"))[:20]
+    rows = [{"text": text, "label": int(n < 16)} for n, text in enumerate(texts)]
+    data = written(tmp_path / "eval.jsonl", rows)
+    arguments = [tmp_path / "a", "--data", data, "--label-column", "label", "--max-drop"]
+    assert verify(*arguments, "61%").exit_code == 0, "parity holds, and so do the relations"
+    done = verify(*arguments, "0.5%")
+    assert done.exit_code == 1
+    sentence = (
+        "accuracy is 20.00%, 60.00 points below PyTorch's 80.00%, and at most 0.50 points are"
+        " allowed"
+    )
+    assert report_of(tmp_path / "a")["engines"][ENGINE]["reason"] == sentence
+    assert f"{ENGINE} failed: {sentence}" in " ".join(done.stdout.split())
+    words = ["run", str(tmp_path / "a"), str(data), "-o", str(tmp_path / "out.jsonl")]
+    told = "every engine that can run here failed tfc verify: onnxruntime-fp32"
+    named = f"engine {ENGINE} is not verified (parity: failed), and only a verified one may run"
+    for option, refusal in (([], told), (["--engine", ENGINE], named)):
+        done = CliRunner().invoke(group, [*words, "--require-verified", *option])
+        assert done.exit_code == 1
+        assert refusal in " ".join(done.stderr.split())
+    assert not (tmp_path / "out.jsonl").exists()

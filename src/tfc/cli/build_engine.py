@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tfc.cli.build_options import cache_option, plan_options, traffic_options
 from tfc.cli.console import facts, human_bytes, human_seconds, out, progress
 from tfc.cli.options import (
     CapabilityList,
@@ -20,6 +21,7 @@ from tfc.cli.options import (
     json_option,
     passes_option,
 )
+from tfc.cli.traffic_display import profile_rows
 
 if TYPE_CHECKING:
     from tfc.manifest import Engine, Manifest
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     type=SizeRange(),
     help="Lengths in tokens to build for.  [default: 1:128:longest text]",
 )
+@traffic_options
 @click.option(
     "--sm",
     "compute_capabilities",
@@ -93,6 +96,8 @@ if TYPE_CHECKING:
 )
 @allow_missed_option
 @passes_option
+@plan_options
+@cache_option
 @json_option
 def command(
     artifact: str,
@@ -103,6 +108,8 @@ def command(
     backend: str,
     batch: tuple[int, int, int] | None,
     sequence: tuple[int, int, int] | None,
+    profile_from: str | None,
+    buckets: int | None,
     compute_capabilities: tuple[str, ...],
     calib: str | None,
     calib_method: str | None,
@@ -114,6 +121,10 @@ def command(
     int8_form: str | None,
     allow_missed: bool,
     passes: tuple[str, ...],
+    refit: bool,
+    version_compatible: bool,
+    hardware_compatible: str | None,
+    no_cache: bool,
     as_json: bool,
 ) -> None:
     """Compile the graph into an engine.
@@ -147,6 +158,8 @@ def command(
             backend=backend,
             batch=batch,
             sequence=sequence,
+            profile_from=profile_from,
+            buckets=buckets,
             compute_capabilities=compute_capabilities,
             calib=calib,
             calib_method=calib_method,
@@ -158,6 +171,10 @@ def command(
             int8_form=int8_form,
             allow_missed=allow_missed,
             passes=passes,
+            refit=refit,
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            cache=not no_cache,
             on_progress=lambda what, done, total: report(done, total, what),
         )
     if as_json:
@@ -177,6 +194,7 @@ def _as_json(result: BuildResult) -> dict[str, Any]:
         "engine": result.name,
         "why": result.why,
         "skipped": result.skipped,
+        "cache": result.cache,
         "notes": list(result.notes),
         **dataclasses.asdict(result.engine),
     }
@@ -195,12 +213,15 @@ def _rows(manifest: Manifest, result: BuildResult) -> dict[str, str]:
         "profile": ", ".join(
             f"{axis} {':'.join(map(str, sizes))}" for axis, sizes in engine.profile.items()
         ),
+        **profile_rows(engine),
         "fusions": _fusions(manifest, engine.backend),
     }
     if "kernels" in engine.audit:
         rows["kernels"] = kernel_summary(engine.audit)
     if "precision" in engine.audit:
         rows["precision"] = precision_summary(engine.audit["precision"])
+    if result.cache:
+        rows["cache"] = result.cache
     for number, note in enumerate(result.notes):
         rows["note" + " " * number] = note
     return rows

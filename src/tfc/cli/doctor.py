@@ -13,6 +13,7 @@ from tfc.errors import EXIT_ENVIRONMENT
 
 if TYPE_CHECKING:
     from tfc.doctor import BackendFact, Diagnosis, Package
+    from tfc.matrix_check import Check
 
 
 @click.command("doctor")
@@ -31,6 +32,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     else:
         _print_machine(diagnosis)
         _print_backends(diagnosis.backends)
+        _print_matrix(diagnosis.matrix)
         _print_packages(diagnosis.packages)
         _print_advice(diagnosis)
     ctx.exit(0 if diagnosis.can_run else EXIT_ENVIRONMENT)
@@ -67,6 +69,19 @@ def _print_backends(backends: tuple[BackendFact, ...]) -> None:
     if reasons:
         out.print()
         out.print(facts("Why not", reasons))
+
+
+def _print_matrix(checks: tuple[Check, ...]) -> None:
+    if not checks:
+        return
+    grid = table("Before a build", ["backend", "needs", "here", ""])
+    for check in checks:
+        grid.add_row(check.backend, check.needed, check.found, check.state)
+    out.print()
+    out.print(grid)
+    if fixes := {c.what: c.fix for c in checks if c.fix}:
+        out.print()
+        out.print(facts("To build", fixes))
 
 
 def _reasons(backend: BackendFact) -> str:

@@ -22,6 +22,7 @@ from tfc.cli.console import (
     table,
 )
 from tfc.cli.options import engine_option
+from tfc.cli.traffic_display import profile_rows
 from tfc.ensemble import ensemble_summary
 from tfc.errors import UsageError
 from tfc.manifest import Engine, Manifest, Step, TensorSpec, Verdict
@@ -127,10 +128,18 @@ def _summary(manifest: Manifest) -> dict[str, str]:
         "text": f"at most {preprocess.max_length} tokens, padded on the {preprocess.padding_side}"
         if preprocess
         else "",
+        "vocabulary": _vocabulary(manifest),
         "reports": ", ".join(n for n in manifest.files if n.startswith("reports/")),
         "written by": f"tfc {manifest.tfc}, schema {manifest.schema}",
     }
     return {name: value for name, value in rows.items() if value}
+
+
+def _vocabulary(manifest: Manifest) -> str:
+    """How much of a trimmed vocabulary was kept; empty where it is whole."""
+    step = manifest.step("trim-vocab")
+    tokens = _mapping(step.result.get("tokens")) if step is not None else {}
+    return f"{_plain(tokens['after'])} of {_plain(tokens['before'])} tokens" if tokens else ""
 
 
 def _members(manifest: Manifest) -> list[RenderableType]:
@@ -269,6 +278,7 @@ def _engine(artifact: Artifact, name: str, engine: Engine) -> dict[str, str]:
         "state": f"{engine.state}{reason}",
         "built for": engine.hardware,
         "profile": _profile(engine.profile),
+        **profile_rows(engine),
         "audit": _figures({key: value for key, value in engine.audit.items() if value}),
         "wanted": _figures(_mapping(engine.audit.get("wanted"))),
         "products": _products(_mapping(engine.audit.get("precision"))),

@@ -10,6 +10,7 @@ import click
 
 from tfc.cli.console import out, progress, table, working
 from tfc.cli.options import PassNames, allow_missed_option, pass_options
+from tfc.cli.trim_vocab import Trimming, check_trimming, trim_options, trimmed
 from tfc.errors import EXIT_CONTRACT, UsageError
 
 _SHOWN = 5
@@ -20,10 +21,11 @@ _LABELS = {"attention": "attention", "add_layernorm": "add+LayerNorm"}
 @click.argument("source", metavar="ARTIFACT|MODEL.onnx")
 @click.option(
     "--target",
-    required=True,
     type=click.Choice(["onnxruntime", "onnxruntime-cuda", "tensorrt"]),
-    help="What the graph is for: ONNX Runtime on the CPU or on CUDA, or TensorRT.",
+    help="What the graph is for: ONNX Runtime on the CPU or on CUDA, or TensorRT. Needed unless "
+    "only the vocabulary is trimmed.",
 )
+@trim_options
 @pass_options
 @click.option(
     "--explain",
@@ -31,7 +33,12 @@ _LABELS = {"attention": "attention", "add_layernorm": "add+LayerNorm"}
     metavar="NODE",
     help="Tell what each pass thought of a node, a value or a module; write nothing.",
 )
-@click.option("-o", "--output", metavar="OUT.onnx", help="Where to write an optimized MODEL.onnx.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT.onnx|DIR",
+    help="Where to write an optimized MODEL.onnx, or the artifact with a trimmed vocabulary.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @allow_missed_option
 @click.pass_context
@@ -39,7 +46,11 @@ def command(
     ctx: click.Context,
     /,
     source: str,
-    target: str,
+    target: str | None,
+    trim_vocab: str | None,
+    text_column: str | None,
+    pair_column: str | None,
+    keep_tokens: int | None,
     place: str | None,
     output: str | None,
     as_json: bool,
@@ -56,8 +67,24 @@ def command(
     MODEL.onnx, is written to OUT.onnx even where a fusion was missed. From 4 GiB of weights on they
     are not loaded: passes are judged on random ones in their place, and an OUT.onnx in the folder
     of MODEL.onnx goes on reading what did not change from the file where it is.
+
+    --trim-vocab cuts the embeddings, the tokenizer and a head over the vocabulary to the tokens
+    of a corpus, which give the same outputs as before; into a new artifact with -o.
     """
     is_file = Path(source).is_file() or source.endswith(".onnx")
+    trimming = Trimming(trim_vocab, text_column, pair_column, keep_tokens)
+    check_trimming(trimming, is_file=is_file, explains=place is not None)
+    before: dict[str, Any] = {}
+    if trim_vocab is not None:
+        source, before["trim_vocab"] = trimmed(source, trimming, output, as_json)
+        output = None
+        if target is None:
+            if as_json:
+                print(json.dumps(before, indent=2))
+            return
+    if target is None:
+        option = next(each for each in ctx.command.params if each.name == "target")
+        raise click.MissingParameter(ctx=ctx, param=option)
     if place is not None:
         _explain(Path(source) if is_file else source, target, place, as_json, selection)
         return
@@ -71,7 +98,7 @@ def command(
     else:
         report = _optimized_artifact(source, target, allow_missed, as_json, selection)
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps({**before, **report}, indent=2))
     else:
         print_report(report, target)
     short = any(c["found"] < c["expected"] for c in report["fusions"].values())

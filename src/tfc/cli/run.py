@@ -17,6 +17,7 @@ from tfc.cli.run_display import (
     fail_on_bad_rows,
     live,
     show_drift,
+    show_memory,
     show_summary,
     summary_json,
 )
@@ -217,6 +218,7 @@ def command(
             except JobStopped as stop:
                 stop.exit_code = stopped.exit_code or stop.exit_code
                 raise
+        memory = session.memory
     if metrics is not None:
         metrics.finish()
     drift = None if watch is None else watch.drift()
@@ -229,6 +231,7 @@ def command(
         click.echo(summary_json(summary, session.engine_name, drift), err=summary.output is None)
     elif not out.quiet:
         show_summary(summary, session.engine_name, console)
+        show_memory(memory, console)
         if drift is not None:
             show_drift(drift, console)
     fail_on_bad_rows(on_error, summary.bad_rows, str(summary.errors or output))

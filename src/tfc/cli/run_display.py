@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfc.cli.console import err, human_count, human_seconds, out
+from tfc.cli.console import err, human_bytes, human_count, human_seconds, out
 from tfc.errors import BadData
 from tfc.runtime.batching import padding_waste
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tfc.runtime.backends.base import GpuMemory
     from tfc.runtime.jobs import JobSummary
     from tfc.runtime.jobs.progress import JobProgress
     from tfc.steps.verification.shadow import Drift
@@ -115,6 +116,19 @@ def show_summary(summary: JobSummary, engine: str, console: Console) -> None:
             f"{counted(summary.bad_rows, 'bad row')} left out, each with its reason: {where}",
             soft_wrap=True,
         )
+
+
+def show_memory(memory: GpuMemory | None, console: Console) -> None:
+    """One line of what the engine took of the GPU; nothing for a CPU."""
+    if memory is None:
+        return
+    all_lanes = "" if memory.lanes >= memory.most_lanes else f" of {memory.most_lanes}"
+    most = f" ({human_bytes(memory.at_most)} with all)" if all_lanes else ""
+    console.print(
+        f"GPU memory: {human_bytes(memory.on_gpu)}{most}: engine {human_bytes(memory.plan)}, "
+        f"{counted(memory.lanes, 'lane')}{all_lanes} × {human_bytes(memory.activations)}, "
+        f"buffers {human_bytes(memory.buffers)}; pinned on the host {human_bytes(memory.pinned)}",
+    )
 
 
 def show_drift(drift: Drift, console: Console) -> None:

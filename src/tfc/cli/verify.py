@@ -77,8 +77,8 @@ def command(
 
     With --label-column the metrics of the task are compared as well. A label is the name or the
     index of a class, or a list of them where the model gives several; a list of entities with
-    start, end and label; a list of answers; or a number, the score of a regression or how similar
-    two texts are.
+    start, end and label; a list of answers; the text that is to be written, or a list of texts that
+    would do; or a number, the score of a regression or how similar two texts are.
 
     Relations hold whatever the data are. Padding on either side, holes in the mask, single tokens
     and odd texts are compared with PyTorch; rows in another order, alone, or all the same, with the

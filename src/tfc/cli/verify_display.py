@@ -92,7 +92,8 @@ def show_metrics(result: VerifyResult) -> None:
             _show_engine(found.engine, found.metrics, judge)
     left_out = judge.labelled.left_out
     if left_out.rows:
-        out.print(printable(_left_out_text(left_out, judge.labelled.cases.rows)))
+        rows = len(judge.labelled.rows) + left_out.rows
+        out.print(printable(_left_out_text(left_out, rows)))
 
 
 def _show_engine(name: str, metrics: EngineMetrics, judge: Judge) -> None:

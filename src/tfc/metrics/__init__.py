@@ -11,7 +11,9 @@ text-classification       the name or the index of    accuracy, macro F1; precis
 token-classification      a list of entities:         F1, precision, recall of entities whose
                           start, end, label           span and label are right; by label
 question-answering        a list of answers           F1, exact match, as SQuAD counts them
-feature-extraction        a number for two texts      the same, of the cosine
+feature-extraction        a number for two texts      as of one number, of the cosine
+text2text-generation,     a text, or a list of texts  BLEU; ROUGE-1, ROUGE-2, ROUGE-L
+text-generation           that would do
 ========================  ==========================  ==========================================
 """
 
@@ -25,6 +27,8 @@ from tfc.metrics.classification import ClassificationScorer
 from tfc.metrics.correlation import RegressionScorer, SimilarityScorer
 from tfc.metrics.entities import EntityScorer
 from tfc.metrics.multi_label import MultiLabelScorer
+from tfc.metrics.texts import WrittenScorer
+from tfc.runtime.tasks import GENERATION_TASKS
 from tfc.runtime.tasks.classification import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from tfc.runtime.tasks.embedding import NO_POOLING
 
@@ -48,6 +52,8 @@ def scorer_of(task: Task) -> Scorer:
         return AnswerScorer()
     if task.name == "feature-extraction" and task.pooling != NO_POOLING:
         return SimilarityScorer()
+    if task.name in GENERATION_TASKS:
+        return WrittenScorer()
     kind = f" ({task.problem})" if task.problem else ""
     raise UsageError(
         f"tfc has no metrics for {task.name}{kind} of this model",

@@ -7,6 +7,7 @@ from tfc.cli.console import human_count
 from tfc.reporting.blocks import Report, Section, Table
 from tfc.reporting.pipeline import fusions_section, precision_section, steps_section
 from tfc.reporting.places import modules_section, relations_section
+from tfc.reporting.profiles import profile_sections
 from tfc.reporting.quantization import calibration_section
 from tfc.reporting.speed import lengths_section, speed_section
 from tfc.reporting.verdicts import engines_section, metrics_section, parity_section
@@ -24,6 +25,7 @@ def report_of_artifact(artifact: Artifact) -> Report:
         metrics_section(artifact),
         speed_section(artifact),
         lengths_section(artifact),
+        *profile_sections(artifact),
         fusions_section(artifact),
         precision_section(artifact),
         calibration_section(artifact),

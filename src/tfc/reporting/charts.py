@@ -110,8 +110,8 @@ def bars(values: Sequence[float], label: str, of: str) -> str:
 def histogram(counts: Mapping[int, int], label: str) -> str:
     """How often each number stands, as bars of equal width."""
     with _drawing(2.2) as (_, axes, written):
-        values = [number for number, count in counts.items() for _ in range(count)]
-        axes.hist(values, bins=min(40, max(1, len(counts))), color=COLOURS[0])
+        bins = min(40, max(1, len(counts)))
+        axes.hist(list(counts), bins=bins, weights=list(counts.values()), color=COLOURS[0])
         axes.set_xlabel(label)
         axes.set_ylabel("texts")
     return _svg(written)

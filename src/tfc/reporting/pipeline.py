@@ -27,7 +27,24 @@ def steps_section(artifact: Artifact) -> Section:
         size = sum(files[name].bytes for name in step.outputs if name in files)
         wrote = ", ".join(step.outputs) or "-"
         rows.append((step.name, human_seconds(step.seconds), human_bytes(size), wrote))
-    return Section("Pipeline", (Table(("step", ">time", ">size", "wrote"), tuple(rows)),))
+    steps = Table(("step", ">time", ">size", "wrote"), tuple(rows))
+    return Section("Pipeline", (steps, *_vocabulary(artifact)))
+
+
+def _vocabulary(artifact: Artifact) -> list[Block]:
+    """What trimming the vocabulary did."""
+    step = artifact.manifest.step("trim-vocab")
+    if step is None:
+        return []
+    tokens, corpus, new = (step.result[name] for name in ("tokens", "corpus", "new_text"))
+    says = (
+        f"Vocabulary: {tokens['after']:,} of {tokens['before']:,} tokens, those that "
+        f"{corpus['texts']:,} texts use. They give the same tokens and outputs as before."
+    )
+    if new is not None:
+        share = percent(new["removed"] / max(1, new["tokens"]))
+        says += f" Of new text about {share} of the tokens are cut into others."
+    return [Note(says)]
 
 
 def fusions_section(artifact: Artifact) -> Section:

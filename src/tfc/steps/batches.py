@@ -15,12 +15,14 @@ from tfc.errors import BadData, BadInput, TfcError
 from tfc.manifest import Manifest
 from tfc.runtime.assembly import text_encoder_of
 from tfc.runtime.feeding import Feed, GraphRunner
-from tfc.runtime.tasks import TEXT_TASKS
+from tfc.runtime.tasks import GENERATION_TASKS, TEXT_TASKS
 from tfc.runtime.tasks.base import Item, Prediction, RowOutputs, Task, TextModel, check_outputs
 from tfc.runtime.tokenization import INPUT_IDS, TextEncoder
 from tfc.steps.cases import BATCH_ROWS
 
 Outputs = dict[str, npt.NDArray[Any]]
+# One text for each row, which no chance decides.
+LIKELIEST = {"do_sample": False, "num_return_sequences": 1}
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,13 @@ class Batches:
         record = self.manifest.task
         names = TEXT_TASKS[record.name].outputs(record)
         runner = GraphRunner(_Replay(iter(outputs)), self.manifest.signature, names)
+        return self.read([runner.run(feed) for feed in self.feeds])
+
+    def read(self, outputs: Sequence[Sequence[RowOutputs]]) -> list[Prediction]:
+        """One per item, of the outputs of each row of each batch."""
         found: dict[int, RowOutputs] = {}
-        for indices, feed in zip(self.order, self.feeds, strict=True):
-            found.update(zip(indices, runner.run(feed), strict=True))
+        for indices, rows in zip(self.order, outputs, strict=True):
+            found.update(zip(indices, rows, strict=True))
         given = (found[index] for index in range(len(found)))
         return [
             self.task.read(item, rows, list(islice(given, len(rows))))
@@ -69,15 +75,21 @@ class _Replay:
 def batches_of(artifact: Artifact, items: Sequence[Item]) -> Batches:
     """The items as the artifact's task reads them, with the task's own options.
 
+    A model that generates takes the likeliest tokens, whatever the checkpoint says of drawing them.
+
     Raises:
         BadData: the task cannot take an item.
         BadArtifact: the graph does not fit the task.
     """
     record = artifact.manifest.task
-    kind = TEXT_TASKS[record.name]
-    check_outputs(kind.outputs(record), record, artifact.manifest.signature)
+    options: dict[str, Any] = {}
+    if record.name in GENERATION_TASKS:
+        kind, options = GENERATION_TASKS[record.name], LIKELIEST
+    else:
+        kind = TEXT_TASKS[record.name]
+        check_outputs(kind.outputs(record), record, artifact.manifest.signature)
     encoder = text_encoder_of(artifact, offsets=kind.offsets)
-    task = kind(TextModel(record, encoder, encoder.preprocess.max_length), kind.options())
+    task = kind(TextModel(record, encoder, encoder.preprocess.max_length), kind.options(**options))
     rows = _rows(task, items)
     flat = [row for own in rows for row in own]
     by_length = sorted(range(len(flat)), key=lambda index: len(flat[index]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfc.artifact import MANIFEST, Artifact, new_manifest_files
+from tfc.artifact import MANIFEST, VOCABULARY, Artifact, new_manifest_files
 from tfc.errors import TfcError, UsageError, require
 from tfc.files import staged_folder
 from tfc.manifest import Manifest, Step
@@ -16,7 +16,8 @@ from tfc.manifest_json import manifest_to_json
 from tfc.steps.record import onnxruntime_version, versions_of
 
 if TYPE_CHECKING:
-    from tfc.exporter import Exported
+    from tfc.exporter.exported import Exported
+    from tfc.exporter.source import Source
 
 NAME = "export"
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript")
@@ -68,8 +69,8 @@ def export(
     """
     for package in ("torch", "transformers", "onnx", "onnxscript"):
         require(package, "compile")
-    from tfc.exporter import export_checkpoint
     from tfc.exporter.source import source_from_checkpoint
+    from tfc.exporter.tasks import task_of
 
     target = Path(output)
     source = source_from_checkpoint(
@@ -79,6 +80,7 @@ def export(
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
+    task_of(source, task)  # what cannot be exported is said before torch is loaded
     step = Step(
         name=NAME,
         options={"task": task, "max_length": max_length, "tokenizer": tokenizer},
@@ -93,7 +95,7 @@ def export(
     artifact = write_artifact(
         target,
         step,
-        lambda folder: export_checkpoint(
+        lambda folder: _exported(
             source,
             folder,
             task=task,
@@ -105,6 +107,13 @@ def export(
         ),
     )
     return ExportResult(artifact, skipped=False)
+
+
+def _exported(source: Source, folder: Path, **options: Any) -> Exported:
+    """`export_checkpoint`, whose packages take seconds to load, when there is something to do."""
+    from tfc.exporter.export import export_checkpoint
+
+    return export_checkpoint(source, folder, **options)
 
 
 def existing_artifact(target: Path, step: Step | None, overwrite: bool) -> Artifact | None:
@@ -131,7 +140,8 @@ def existing_artifact(target: Path, step: Step | None, overwrite: bool) -> Artif
             where=str(target),
             fix="Choose another folder for -o",
         ) from error
-    if step is not None and artifact.up_to_date(step) is not None:
+    whole = VOCABULARY not in artifact.manifest.files  # what export writes has all tokens
+    if step is not None and whole and artifact.up_to_date(step) is not None:
         return artifact
     if overwrite:
         return None

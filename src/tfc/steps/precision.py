@@ -14,6 +14,7 @@ from tfc.manifest import Step
 from tfc.steps.cases import real_values
 from tfc.steps.flops import products_of_graph
 from tfc.steps.optimize import optimized_file
+from tfc.steps.precision_plans import PrecisionPlans
 from tfc.steps.probes import probe_feeds
 from tfc.steps.profiles import profile_of
 from tfc.steps.record import onnxruntime_version, versions_of
@@ -21,6 +22,8 @@ from tfc.steps.record import onnxruntime_version, versions_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from tfc.build_cache import BuildCache
+    from tfc.optimizers.precision.repair import Pin
     from tfc.optimizers.precision.types import HalfType
     from tfc.runtime.backends.base import Profile
     from tfc.runtime.padding import Feed
@@ -30,12 +33,19 @@ Axes = dict[str, list[int | str]]
 
 
 def convert(
-    artifact: Artifact, target: str, graph: str, precision: str, *, weights_only: bool
+    artifact: Artifact,
+    target: str,
+    graph: str,
+    precision: str,
+    *,
+    weights_only: bool,
+    cache: BuildCache | None = None,
 ) -> str:
     """Write an optimized graph of `target` in `precision`; returns its file's name.
 
     With `weights_only` the matrices are stored in half and the arithmetic stays in fp32: that is
-    for ONNX Runtime's CPU provider, which has no half-precision products.
+    for ONNX Runtime's CPU provider, which has no half-precision products. What another checkpoint
+    of the same architecture had to keep in fp32 is tried first, if `cache` has it.
 
     Raises:
         UsageError: there is no such precision.
@@ -59,11 +69,11 @@ def convert(
         seconds=0.0,
     )
     if artifact.up_to_date(step) is None:
-        _run(artifact, step, graph)
+        _run(artifact, step, graph, cache)
     return output
 
 
-def _run(artifact: Artifact, step: Step, graph: str) -> None:
+def _run(artifact: Artifact, step: Step, graph: str, cache: BuildCache | None) -> None:
     import onnx_ir as ir
 
     from tfc.onnx_files import save_onnx
@@ -78,7 +88,9 @@ def _run(artifact: Artifact, step: Step, graph: str) -> None:
     if step.options["weights_only"]:
         converted, result = _weights(model, half, feeds, axes)
     else:
-        converted, result = _arithmetic(model, half, feeds, axes)
+        plans = PrecisionPlans(cache, model, half.name)
+        converted, result = _arithmetic(model, half, feeds, axes, first=plans.first())
+        plans.keep(result["pins"])
         result["fp32_share"] = _fp32_share(converted, profile_of(artifact, None, None))
     fix = f"Build in fp32: leave --{half.name} out" + ("" if half.wide else ", or try --bf16")
     _refuse_unless_held(artifact, half.name, result, fix)
@@ -105,7 +117,12 @@ def _weights(
 
 
 def _arithmetic(
-    model: ir.Model, half: HalfType, feeds: list[Feed], axes: Axes, at_least: float = 0.0
+    model: ir.Model,
+    half: HalfType,
+    feeds: list[Feed],
+    axes: Axes,
+    at_least: float = 0.0,
+    first: Sequence[Pin] = (),
 ) -> tuple[ir.Model, dict[str, Any]]:
     """The graph computing in half, and what the manifest records of it."""
     from tfc.optimizers.precision.ranges import overflowing
@@ -116,7 +133,8 @@ def _arithmetic(
     if not half.wide:
         too_large = overflowing(model, feeds) | overflowing_scores(model, feeds)
     select = partial(_meaningful, axes, feeds)
-    found = repaired_half(model, half, feeds, too_large, select, at_least=at_least)
+    begin = [pin for pin in first if pin.value not in too_large]
+    found = repaired_half(model, half, feeds, too_large, select, at_least=at_least, first=begin)
     return found.model, {
         "arithmetic": half.name,
         "half": found.report.half,
@@ -125,6 +143,7 @@ def _arithmetic(
         "overflows_in": sorted(set(too_large.values())),
         "pins": [dataclasses.asdict(pin) for pin in found.pins],
         "rounds": found.rounds,
+        "pins_tried_first": len(begin),
         "gate": dataclasses.asdict(found.gate),
     }
 

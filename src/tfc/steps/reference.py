@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.errors import BadCheckpoint, CheckFailed, UsageError, require
-from tfc.manifest import MODEL, Checkpoint
+from tfc.manifest import MODEL, Checkpoint, Ensemble
 from tfc.runtime.padding import Feed
 from tfc.stage import stage_from_file
 from tfc.tensor_samples import TENSOR_SAMPLES, TensorSample, tensor_samples_from
+from tfc.vocabulary import vocabulary_of, vocabulary_outputs
 
 if TYPE_CHECKING:
     from tfc.exporter.source import Source
@@ -104,7 +105,8 @@ def reference_from_artifact(
 ) -> Reference:
     """Load the checkpoint that the artifact was exported from, with the same head.
 
-    Of an ensemble its members, and what combines them.
+    Of an ensemble its members, and what combines them. With a trimmed vocabulary it takes and
+    gives the ids of that one, and computes with all tokens.
 
     Args:
         artifact: the artifact.
@@ -141,14 +143,23 @@ def reference_from_artifact(
             records, tasks, _places(checkpoint, len(records)), strict=True
         )
     ]
-    outputs = tuple(spec.name for spec in manifest.signature.outputs)
-    if ensemble is None:
-        return Reference(modules[0], outputs)
+    module = modules[0] if ensemble is None else _ensemble(artifact, ensemble, modules)
+    vocabulary = vocabulary_of(artifact)
+    if vocabulary is not None:
+        from tfc.exporter.kept_vocabulary import use_kept_tokens
+
+        wide = vocabulary_outputs(manifest.task.name)
+        use_kept_tokens(module, vocabulary, next(iter(manifest.graphs.values())).input_names, wide)
+    return Reference(module, tuple(spec.name for spec in manifest.signature.outputs))
+
+
+def _ensemble(artifact: Artifact, ensemble: Ensemble, modules: list[Any]) -> Any:
+    """What combines the members."""
     from tfc.exporter.ensemble.module import ensemble_module
 
-    names = manifest.graphs[MODEL].input_names
+    names = artifact.manifest.graphs[MODEL].input_names
     stage = stage_from_file(artifact.file(ensemble.stage.file)) if ensemble.stage else None
-    return Reference(ensemble_module(ensemble, manifest.task, modules, names, stage), outputs)
+    return ensemble_module(ensemble, artifact.manifest.task, modules, names, stage)
 
 
 @dataclass(frozen=True)

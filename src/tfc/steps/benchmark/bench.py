@@ -13,14 +13,16 @@ from typing import Any
 from tfc.artifact import BENCH_REPORT, Artifact
 from tfc.errors import UsageError
 from tfc.manifest import MODEL
-from tfc.runtime.batching import CPU, default_plan
+from tfc.runtime.batching import CPU
 from tfc.runtime.cores import busy_share, usable_cores
 from tfc.runtime.throughput import Cell, Workload, measure
+from tfc.runtime.traffic import plan_of_engine
 from tfc.steps.benchmark.contestants import (
     COMPILE,
     SDPA,
     CheckpointPlace,
     Entry,
+    check_same_vocabulary,
     engine_entries,
     hardware_of,
     open_each,
@@ -153,6 +155,7 @@ def bench(
     forms = ((SDPA,) if pytorch else ()) if isinstance(pytorch, bool) else pytorch
     place = CheckpointPlace(checkpoint, base, trust_remote_code, allow_pickle)
     own, left_out = engine_entries(artifact, engines)
+    check_same_vocabulary(artifact, against)
     others, not_others = other_entries(against)
     entries = [*pytorch_entries(artifact, forms, place), *own, *others]
     taken = sizes_of([artifact.manifest.engines[entry.which] for entry in own])
@@ -161,7 +164,8 @@ def bench(
         workloads = grid_workloads(artifact, taken, batches, lengths, flops)
     else:
         file = data if isinstance(data, TextFile) else TextFile(Path(data))
-        limits = default_plan(hardware_of(own[0])).limits
+        engine = artifact.manifest.engines[own[0].which]
+        limits = plan_of_engine(engine, hardware_of(own[0])).limits
         workloads = [data_workload(artifact, taken, file, limits, flops)]
     threads, busy = usable_cores(), busy_share()
     feed = workloads[0].feeds[0]

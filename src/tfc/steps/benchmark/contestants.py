@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tfc.artifact import MANIFEST, Artifact
+from tfc.artifact import MANIFEST, VOCABULARY, Artifact
 from tfc.errors import BackendUnavailable, BadInput, TfcError, UsageError, first_line
 from tfc.manifest import MODEL
 from tfc.runtime.backends import backend as backend_of
@@ -156,6 +156,25 @@ def other_entries(paths: Sequence[str | Path]) -> tuple[list[Entry], dict[str, s
             f"two of the things to compare with are called {twice}", fix="Rename one of them"
         )
     return entries, left_out
+
+
+def check_same_vocabulary(artifact: Artifact, paths: Sequence[str | Path]) -> None:
+    """Refuse artifacts that do not know the tokens which the measured one is given.
+
+    Raises:
+        UsageError: the vocabulary of one is trimmed, and that of the measured one not the same way.
+    """
+    for path in map(Path, paths):
+        if not (path / MANIFEST).is_file():
+            continue
+        other = Artifact.open(path)
+        trimmed = VOCABULARY in other.manifest.files
+        if trimmed and other.sha256(VOCABULARY) != artifact.sha256(VOCABULARY):
+            raise UsageError(
+                "its vocabulary is trimmed, and what is measured has tokens that it does not know",
+                where=str(path),
+                fix="Measure the trimmed artifact, against the whole one",
+            )
 
 
 def hardware_of(entry: Entry) -> str:

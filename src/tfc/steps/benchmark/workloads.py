@@ -6,7 +6,7 @@ import functools
 import importlib.util
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +132,10 @@ def data_workload(
     encodings = encoder.encode(texts)
     lengths = [len(encoding) for encoding in encodings]
     _check_lengths(lengths, sizes, file.path)
-    plan = batches(lengths, Limits(min(limits.rows, sizes.rows.max), limits.tokens))
-    feeds = tuple(dict(encoder.pad([encodings[i] for i in batch.indices])) for batch in plan)
+    plan = batches(lengths, replace(limits, rows=min(limits.rows, sizes.rows.max)))
+    feeds = tuple(
+        dict(encoder.pad([encodings[i] for i in batch.indices], batch.width)) for batch in plan
+    )
     work = [flops(length) for length in lengths]
     return Workload(
         name=file.path.name,

@@ -84,6 +84,7 @@ def calibration_rows(artifact: Artifact, source: RowSource) -> CalibrationRows:
     if source.label is not None:
         columns = LabelColumns(source.label, source.text, source.pair)
         labelled = labelled_from_jsonl(artifact, source.path, columns, source.limit)
+        assert isinstance(labelled.cases, Cases), "check_reads_text refused models that generate"
         return CalibrationRows(labelled.cases, labelled)
     own = TEXT_TASKS[artifact.manifest.task.name].columns
     text, pair = source.text or own.text, source.pair or own.pair

@@ -14,10 +14,11 @@ from tfc.files import sha256_of_file
 from tfc.metrics import scorer_of
 from tfc.metrics.base import Found, Indices, Scorer, Tally
 from tfc.runtime.rows import Columns
-from tfc.runtime.tasks import TEXT_TASKS
-from tfc.runtime.tasks.base import Item
+from tfc.runtime.tasks import GENERATION_TASKS, TEXT_TASKS
+from tfc.runtime.tasks.base import Item, Prediction
 from tfc.steps.batches import Batches, Outputs, batches_of
-from tfc.steps.cases import Cases, output_axes
+from tfc.steps.cases import Cases, cases_of, output_axes
+from tfc.steps.generation_cases import GenerationCases
 from tfc.steps.verification.label_rows import (
     MOST_NAMED,
     LabelRow,
@@ -38,7 +39,7 @@ class LabelColumns:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled rows in batches, as `cases` too.
+    """Labelled rows in batches, as `cases` too: of a model that generates the first of them.
 
     `rows` are those whose label the model knows, `places[i]` the predictions of row i among
     those of `batches`.
@@ -50,11 +51,14 @@ class Labelled:
     places: list[range]
     left_out: LeftOut
     batches: Batches
-    cases: Cases
+    cases: Cases | GenerationCases
 
     def found(self, outputs: Sequence[Outputs]) -> list[Found]:
         """What the runtime predicts for each row, from the outputs of each batch."""
-        predictions = self.batches.predictions(outputs)
+        return self.placed(self.batches.predictions(outputs))
+
+    def placed(self, predictions: Sequence[Prediction]) -> list[Found]:
+        """The predictions of each row."""
         return [[predictions[place] for place in places] for places in self.places]
 
     def tally(self, found: Sequence[Found]) -> Tally:
@@ -99,15 +103,19 @@ def labelled_from_jsonl(
         [range(place * each, place * each + each) for place in known],
         left_out,
         batches,
-        Cases(
-            [dict(feed.arrays) for feed in batches.feeds],
-            output_axes(artifact),
-            len(rows),
-            "rows",
-            str(path),
-            sha256_of_file(path),
-        ),
+        _cases(artifact, batches, path, columns.text or "", len(rows)),
     )
+
+
+def _cases(
+    artifact: Artifact, batches: Batches, path: Path, column: str, rows: int
+) -> Cases | GenerationCases:
+    """The rows as what values are compared on, token by token where the model generates."""
+    if artifact.manifest.task.name in GENERATION_TASKS:
+        return cases_of(artifact, path, column, rows)
+    feeds = [dict(feed.arrays) for feed in batches.feeds]
+    sha256 = sha256_of_file(path)
+    return Cases(feeds, output_axes(artifact), rows, "rows", str(path), sha256)
 
 
 def _queries(rows: Sequence[LabelRow]) -> list[str]:
@@ -117,7 +125,7 @@ def _queries(rows: Sequence[LabelRow]) -> list[str]:
 
 
 def _resolved(columns: LabelColumns, task: str, scorer: Scorer) -> LabelColumns:
-    kind = TEXT_TASKS[task]
+    kind = {**TEXT_TASKS, **GENERATION_TASKS}[task]
     if columns.pair is not None and not kind.pairs:
         raise UsageError(f"{task} reads one text, not a pair", fix="Leave --pair-column out")
     text = columns.text or kind.columns.text

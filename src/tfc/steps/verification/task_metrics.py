@@ -14,6 +14,7 @@ from tfc.metrics.base import Found, Tally
 from tfc.metrics.bootstrap import CONFIDENCE, RESAMPLES, SEED, Difference, paired_differences
 from tfc.metrics.correlation import CORRELATIONS
 from tfc.metrics.ranking import NDCG
+from tfc.metrics.texts import BLEU
 from tfc.steps.batches import Outputs, is_finite
 from tfc.steps.verification.label_rows import MOST_NAMED
 from tfc.steps.verification.labelled import Labelled
@@ -29,7 +30,7 @@ class ChangedRow:
 
     `change` is how much nearer to the label the engine is than PyTorch: of the margin between
     the label and the likeliest other one (classification; of several labels that of the one
-    nearest to being wrong), of the row's F1 (entities, answers),
+    nearest to being wrong), of the row's F1 (entities, answers) or chrF (texts that are written),
     or the size of the change of the score, as a negative number (correlations).
     """
 
@@ -92,9 +93,10 @@ class Judge:
 
     def engine_metrics(self, outputs: Sequence[Outputs]) -> EngineMetrics | None:
         """Of the outputs of an engine; None where they are not finite numbers."""
-        if not is_finite(outputs):
-            return None
-        engine = self.labelled.found(outputs)
+        return self.metrics_of(self.labelled.found(outputs)) if is_finite(outputs) else None
+
+    def metrics_of(self, engine: list[Found]) -> EngineMetrics:
+        """Of what an engine predicts for each row."""
         tally, scorer = self.labelled.tally(engine), self.labelled.scorer
         changed = [
             ChangedRow(row.line, scorer.answer(p), scorer.answer(e), scorer.change(row.gold, p, e))
@@ -139,7 +141,9 @@ def drop_reasons(metric: str, before: float, after: float, max_drop: float) -> l
 
 
 def value_text(metric: str, value: float) -> str:
-    """A metric for people: `93.33%`, a correlation or nDCG `0.9333`."""
+    """A metric for people: `93.33%`, BLEU `93.33`, a correlation or nDCG `0.9333`."""
+    if metric == BLEU:
+        return f"{value * 100:.2f}"
     return f"{value:.4f}" if metric in _PLAIN else f"{value:.2%}"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfc.artifact import Artifact
-from tfc.errors import BackendUnavailable, BadArtifact
+from tfc.errors import BackendUnavailable, BadArtifact, CheckFailed
 from tfc.manifest import MODEL, Engine
 from tfc.runtime.backends import backend as backend_of
 from tfc.runtime.backends.base import Runner
@@ -31,6 +31,7 @@ from tfc.steps.verification.noise import Noise
 from tfc.steps.verification.relations import Relation, Relations, failing
 from tfc.steps.verification.report import FAILED, NOT_RUN, VERIFIED, EngineVerdict
 from tfc.steps.verification.task_metrics import EngineMetrics, Judge
+from tfc.steps.verification.written import written_by_engine, written_by_pytorch
 
 _RELATIONS = "the relations that fail"
 
@@ -188,9 +189,22 @@ class Yardstick:
         on_batch = partial(self.on_progress, name)
         if self.judge is None:
             return self.cases.of_engine(runners, on_batch), None
+        if isinstance(self.cases, GenerationCases):
+            return self.cases.of_engine(runners, on_batch), self._written(name, runners)
         tap = _Tap(runners[MODEL].run)
         got = self.cases.of_engine({MODEL: tap}, on_batch)
         return got, self.judge.engine_metrics(tap.outputs)
+
+    def _written(self, name: str, runners: dict[str, Runner]) -> EngineMetrics | None:
+        """The metrics of what an engine writes; None where its scores are not finite numbers."""
+        assert self.judge is not None
+        on_batch = partial(self.on_progress, f"{name} writes")
+        engine = self.artifact.manifest.engines[name]
+        try:
+            found = written_by_engine(self.judge.labelled, self.artifact, engine, runners, on_batch)
+        except CheckFailed:  # parity says so too, and fails
+            return None
+        return self.judge.metrics_of(found)
 
     def _floor(self, engine: Engine) -> list[npt.NDArray[Any]] | None:
         """The values of what computes as the engine's precision does; None for fp32."""
@@ -213,11 +227,14 @@ def yardstick_of(
     cases = cases.prepared(reference)
     on_batch = partial(on_progress, "PyTorch fp32")
     judge = None
-    if labelled is None:
+    if labelled is None or isinstance(cases, GenerationCases):
         expected = cases.of_reference(reference, on_batch)
+        if labelled is not None:
+            on_text = partial(on_progress, "PyTorch fp32 writes")
+            judge = Judge(labelled, written_by_pytorch(labelled, reference.module, on_text))
     else:
         tap = _Tap(reference)
-        expected = labelled.cases.of_engine({MODEL: tap}, on_batch)
+        expected = cases.of_engine({MODEL: tap}, on_batch)
         judge = Judge(labelled, labelled.found(tap.outputs))
     noise = Noise(artifact, reference)
     return Yardstick(artifact, cases, reference, expected, judge, max_drop, on_progress, noise)

@@ -1,0 +1,1 @@
+"""`tfc optimize --trim-vocab`: cut the vocabulary to what a corpus uses."""
