@@ -135,18 +135,10 @@ class Attention:
             scaled = ir.node(temperature.op_type, [q, temperature.value])
             copy_type(q, scaled.outputs[0])
             q = _append(new, scaled)
-        dtype = q.dtype.numpy() if q.dtype is not None else np.dtype(np.float32)
-        mask = mask_of(model, match.scores, dtype, new)
         operands = [q, k, v]
         if match.rank == 3:
             operands = [_with_head_axis(model, value, new) for value in operands]
-        if mask is not None:
-            operands.append(_mask_with_axes(model, mask, match.rank, new))
-        attributes: dict[str, Any] = {"scale": float(match.scale)}
-        if match.scores.cast:
-            attributes["softmax_precision"] = int(ir.DataType.FLOAT)
-        name = f"{match.softmax.name}_attention"
-        y = _append(new, ir.node("Attention", operands, attributes, name=name))
+        y = attention_of(model, match, operands, new)
         if match.rank == 3:
             axis = add_constant(model, "head_axis", np.array([_HEAD_AXIS], np.int64))
             y = _append(new, ir.node("Squeeze", [y, axis]))
@@ -155,6 +147,23 @@ class Attention:
         insert_before(match.output, new, like=match.softmax)
         replace_value(match.output.outputs[0], y)
         model.opset_imports[""] = max(model.opset_imports[""], ATTENTION_OPSET)
+
+
+def attention_of(
+    model: ir.Model, match: Match, operands: list[ir.Value], new: list[ir.Node]
+) -> ir.Value:
+    """`Attention` of q, k and v with four axes, masked and scaled as the match's; its nodes are
+    appended to `new`.
+    """
+    kind = match.q.value.dtype
+    dtype = kind.numpy() if kind is not None else np.dtype(np.float32)
+    mask = mask_of(model, match.scores, dtype, new)
+    masks = [] if mask is None else [_mask_with_axes(model, mask, match.rank, new)]
+    attributes: dict[str, Any] = {"scale": float(match.scale)}
+    if match.scores.cast:
+        attributes["softmax_precision"] = int(ir.DataType.FLOAT)
+    name = f"{match.softmax.name}_attention"
+    return _append(new, ir.node("Attention", [*operands, *masks], attributes, name=name))
 
 
 def _match(softmax: ir.Node, second: _Product, scores: Scores, rank: int) -> Match:
