@@ -4,7 +4,8 @@ The expected counts come from the model's config where its family is known (mani
 `fusion_sites`). Otherwise they come from the graph as it was before any fusion:
 
 1. attention: every softmax whose probabilities are a matrix product's, as far as can be told
-   (whatever the fusion has an opinion on), and every `Attention` that is already there;
+   (whatever the fusion has an opinion on), and every `Attention` that is already there. Heads
+   that were written one by one and joined before (`tfc.optimizers.raising.single_heads`) are one;
 2. add+LayerNorm: every LayerNormalization of a sum of two tensors, embedding sums excepted.
 """
 

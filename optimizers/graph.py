@@ -64,6 +64,20 @@ def same_shape(first: ir.Value, second: ir.Value) -> bool:
     return shape is not None and shape == known_shape(second)
 
 
+def broadcast_shape(
+    first: ir.Value | None, second: ir.Value | None
+) -> tuple[int | str, ...] | None:
+    """The shape of an elementwise result; None if it is not known."""
+    a, b = known_shape(first), known_shape(second)
+    if a is None or b is None:
+        return None
+    rank = max(len(a), len(b))
+    a, b = ((1,) * (rank - len(shape)) + shape for shape in (a, b))
+    if any(x != y and 1 not in (x, y) for x, y in zip(a, b, strict=True)):
+        return None
+    return tuple(y if x == 1 else x for x, y in zip(a, b, strict=True))
+
+
 def ancestors(value: ir.Value) -> list[ir.Node]:
     """Every node that the value depends on, each after those that it depends on."""
     order: list[ir.Node] = []

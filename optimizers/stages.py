@@ -34,6 +34,7 @@ from tfc.optimizers.raising.attention_mask import ReduceAttentionMask
 from tfc.optimizers.raising.gelu import Gelu
 from tfc.optimizers.raising.layer_norm import LayerNorm
 from tfc.optimizers.raising.rms_norm import RMSNorm
+from tfc.optimizers.raising.single_heads import SingleHeads
 from tfc.optimizers.reduced_axes import KeepReducedAxes
 from tfc.optimizers.shape_parts import TakePartsOfShapes
 from tfc.optimizers.shapes import InferShapes, ShapesFromInputs
@@ -53,6 +54,7 @@ RECOGNISE: tuple[Pass, ...] = (
     FusionPass(LayerNorm()),
     FusionPass(RMSNorm()),
     FusionPass(Gelu()),
+    FusionPass(SingleHeads()),
 )
 RAISE: tuple[Pass, ...] = (
     FusionPass(Attention()),

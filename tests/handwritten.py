@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,24 @@ class WrittenNorm(nn.Module):
         return self.scale * (x - mean) / torch.sqrt(variance + 1e-5) + self.bias
 
 
+class Head(nn.Module):
+    """One head of attention as tutorials write it, with its own layers and its own causal mask."""
+
+    def __init__(self, head_dim: int, causal: bool = False) -> None:
+        super().__init__()
+        self.key, self.query = (nn.Linear(HIDDEN, head_dim, bias=False) for _ in range(2))
+        self.value, self.causal = nn.Linear(HIDDEN, head_dim), causal
+        self.register_buffer("tril", torch.tril(torch.ones(64, 64)))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(-2, -1) * HIDDEN**-0.5
+        scores = scores.masked_fill(mask[:, None, :] == 0, -1e9)
+        if self.causal:
+            length = x.shape[1]
+            scores = scores.masked_fill(self.tril[:length, :length] == 0, -1e9)
+        return scores.softmax(-1) @ self.value(x)
+
+
 class Block(nn.Module):
     """Self-attention and a feed-forward layer; `style` is how the attention is written."""
 
@@ -38,12 +58,17 @@ class Block(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(HIDDEN, HIDDEN) for _ in range(4))
         self.up, self.down = nn.Linear(HIDDEN, 64), nn.Linear(64, HIDDEN)
         self.norm1, self.norm2 = norm(HIDDEN), norm(HIDDEN)
+        if "single heads" in style:
+            causal = "causal" in style
+            self.single = nn.ModuleList(Head(self.head_dim, causal) for _ in range(heads))
 
     def split(self, x: Tensor) -> Tensor:
         """[batch, sequence, heads, head_dim]"""
         return x.view(x.shape[0], x.shape[1], self.heads, self.head_dim)
 
     def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        if "single heads" in self.style:
+            return self.o(torch.cat([head(x, mask) for head in self.single], dim=-1))
         q, k, v = (self.split(project(x)) for project in (self.q, self.k, self.v))
         keys = mask[:, None, None, :]
         if self.style == "einsum":
@@ -164,3 +189,19 @@ def export(module: nn.Module, path: Path, exporter: str, opset: int) -> Path:
             )  # fmt: skip
             program.save(str(path))
     return path
+
+
+def outputs(path: Path) -> list[Any]:
+    """What the file gives for padding on the right, on the left and in holes."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    ids = np.random.default_rng(3).integers(0, 100, (3, 9))
+    found = []
+    for keep in ([1] * 5 + [0] * 4, [0] * 4 + [1] * 5, [1, 0, 1] * 3):
+        mask = np.ones_like(ids)
+        mask[1] = keep
+        feed = {"input_ids": ids, "attention_mask": mask}
+        names = {value.name for value in session.get_inputs()}
+        found.append(session.run(None, {k: v for k, v in feed.items() if k in names})[0])
+    return found

@@ -19,7 +19,7 @@ put in around `Attention`. Both products may be written the other way around,
 
 A site is a softmax over the last axis between two products of tensors (neither of which is a
 weight). It fires when:
-1. only the second product reads the softmax (through the guard, if there is one);
+1. only the second product reads the softmax (`attention_output`);
 2. between the first product and the softmax stands what `attention_scores` takes off;
 3. a fill value is low enough to vanish in the softmax (`-1e4` or below);
 4. q, k and v agree in rank, batch and heads (or k and v have one head). What is the same for the
@@ -45,19 +45,17 @@ from tfc.optimizers.graph import (
     insert_before,
     is_op,
     known_shape,
-    only_user,
     replace_value,
-    scalar,
 )
 from tfc.optimizers.layout import is_permutation, layout_sources
 from tfc.optimizers.passes import Refusal, refusal
 from tfc.optimizers.raising.attention_mask_sum import mask_of
+from tfc.optimizers.raising.attention_output import Product, product_after
 from tfc.optimizers.raising.attention_scores import (
     Scores,
     is_between_products,
     scaling,
     scores_of,
-    swaps_last_axes,
 )
 
 KIND = "attention"
@@ -93,14 +91,6 @@ class Match:
     mirrored: bool
 
 
-@dataclass(frozen=True)
-class _Product:
-    """The second product, and whether the probabilities are its second operand, transposed."""
-
-    node: ir.Node
-    mirrored: bool = False
-
-
 class Attention:
     """The fusion; see the module's docstring."""
 
@@ -115,7 +105,7 @@ class Attention:
             return None
         if rank not in _RANKS:
             return refusal(KIND, node, f"the scores have {rank} axes")
-        second = _second_product(node)
+        second = product_after(node)
         if isinstance(second, str):
             return refusal(KIND, node, second)
         scores = scores_of(node.inputs[0])
@@ -135,18 +125,10 @@ class Attention:
             scaled = ir.node(temperature.op_type, [q, temperature.value])
             copy_type(q, scaled.outputs[0])
             q = _append(new, scaled)
-        dtype = q.dtype.numpy() if q.dtype is not None else np.dtype(np.float32)
-        mask = mask_of(model, match.scores, dtype, new)
         operands = [q, k, v]
         if match.rank == 3:
             operands = [_with_head_axis(model, value, new) for value in operands]
-        if mask is not None:
-            operands.append(_mask_with_axes(model, mask, match.rank, new))
-        attributes: dict[str, Any] = {"scale": float(match.scale)}
-        if match.scores.cast:
-            attributes["softmax_precision"] = int(ir.DataType.FLOAT)
-        name = f"{match.softmax.name}_attention"
-        y = _append(new, ir.node("Attention", operands, attributes, name=name))
+        y = attention_of(model, match, operands, new)
         if match.rank == 3:
             axis = add_constant(model, "head_axis", np.array([_HEAD_AXIS], np.int64))
             y = _append(new, ir.node("Squeeze", [y, axis]))
@@ -157,7 +139,24 @@ class Attention:
         model.opset_imports[""] = max(model.opset_imports[""], ATTENTION_OPSET)
 
 
-def _match(softmax: ir.Node, second: _Product, scores: Scores, rank: int) -> Match:
+def attention_of(
+    model: ir.Model, match: Match, operands: list[ir.Value], new: list[ir.Node]
+) -> ir.Value:
+    """`Attention` of q, k and v with four axes, masked and scaled as the match's; its nodes are
+    appended to `new`.
+    """
+    kind = match.q.value.dtype
+    dtype = kind.numpy() if kind is not None else np.dtype(np.float32)
+    mask = mask_of(model, match.scores, dtype, new)
+    masks = [] if mask is None else [_mask_with_axes(model, mask, match.rank, new)]
+    attributes: dict[str, Any] = {"scale": float(match.scale)}
+    if match.scores.cast:
+        attributes["softmax_precision"] = int(ir.DataType.FLOAT)
+    name = f"{match.softmax.name}_attention"
+    return _append(new, ir.node("Attention", [*operands, *masks], attributes, name=name))
+
+
+def _match(softmax: ir.Node, second: Product, scores: Scores, rank: int) -> Match:
     assert scores.product is not None
     left, left_scale = _unscaled(scores.product.inputs[0])
     right, right_scale = _unscaled(scores.product.inputs[1])
@@ -269,37 +268,6 @@ def _transposed(value: ir.Value, rank: int) -> Operand:
         if len(perm) == rank:
             return Operand(node.inputs[0], tuple(perm[axis] for axis in swapped))
     return Operand(value, swapped)
-
-
-def _second_product(softmax: ir.Node) -> _Product | str:
-    probabilities = softmax.outputs[0]
-    guard = _nan_guard(probabilities)
-    read = guard if guard is not None else probabilities
-    user = only_user(read)
-    if user is not None and is_op(user, "Cast"):
-        read = user.outputs[0]
-        user = only_user(read)
-    if user is None:
-        return "the probabilities have more than one reader"
-    if is_op(user, "MatMul") and user.inputs[0] is read:
-        return _Product(user)
-    after = only_user(user.outputs[0]) if swaps_last_axes(user) else None
-    if after is not None and is_op(after, "MatMul") and after.inputs[1] is user.outputs[0]:
-        return _Product(after, mirrored=True)
-    return f"the probabilities are read by {user.op_type}, not by the product with the values"
-
-
-def _nan_guard(probabilities: ir.Value) -> ir.Value | None:
-    """The output of `Where(IsNaN(p), 0, p)` if that is all that reads p."""
-    users = {use.node for use in probabilities.uses()}
-    if len(users) != 2 or probabilities.is_graph_output():
-        return None
-    where = next((n for n in users if is_op(n, "Where")), None)
-    is_nan = next((n for n in users if is_op(n, "IsNaN")), None)
-    if where is None or is_nan is None or where.inputs[0] is not is_nan.outputs[0]:
-        return None
-    guarded = scalar(where.inputs[1]) == 0.0 and where.inputs[2] is probabilities
-    return where.outputs[0] if guarded else None
 
 
 def _unscaled(value: ir.Value | None) -> tuple[ir.Value, float]:

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from tfc.optimizers.graph import add_constant, ancestors, copy_type, is_op, scalar
+from tfc.optimizers.graph import (
+    add_constant,
+    ancestors,
+    broadcast_shape,
+    copy_type,
+    is_op,
+    scalar,
+    set_type,
+)
 from tfc.optimizers.raising.attention_scores import Added, Masked, Scores
 
 # ONNX Runtime's Attention takes the lowest number for -inf: a row without any key to see (the
@@ -37,7 +45,7 @@ def mask_of(
         else:
             value = _term(model, term, dtype, new)
             if total is not None:
-                value = _append(new, ir.node("Add", [total, value]))
+                value = _combined(ir.node("Add", [total, value]), total, value, dtype, new)
             total = value
     return total
 
@@ -90,7 +98,22 @@ def _filled(
         kept = add_constant(model, "attention_kept", np.zeros((), dtype))
     low = add_constant(model, f"attention_fill_{number}", np.asarray(fill, dtype))
     chosen = (low, kept) if masked.inverted else (kept, low)
-    return _append(new, ir.node("Where", [masked.condition, *chosen]))
+    where = ir.node("Where", [masked.condition, *chosen])
+    return _combined(where, masked.condition, kept, dtype, new)
+
+
+def _combined(
+    node: ir.Node,
+    first: ir.Value,
+    second: ir.Value,
+    dtype: np.dtype[Any],
+    new: list[ir.Node],
+) -> ir.Value:
+    """The node's result, typed: `Attention` needs to know how many axes its mask has."""
+    shape = broadcast_shape(first, second)
+    if shape is not None:
+        set_type(node.outputs[0], ir.DataType.from_numpy(dtype), ir.Shape(shape))
+    return _append(new, node)
 
 
 def _made_with(value: ir.Value) -> list[float]:

@@ -9,10 +9,9 @@ import cached_decoders
 import exporter_cells
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from checkpoints import run_tfc
-from handwritten import Encoder, TorchEncoder, export
+from handwritten import Encoder, TorchEncoder, export, outputs
 
 from tfc.errors import BadInput
 from tfc.steps.optimize_file import optimize_file
@@ -30,22 +29,6 @@ MODELS = {
 }
 EXPORTERS = [("torchscript", 11), ("torchscript", 14), ("torchscript", 17), ("dynamo", 18),
              ("dynamo", 23)]  # fmt: skip
-
-
-def outputs(path: Path) -> list[np.ndarray]:
-    """What the file gives for padding on the right, on the left and in holes."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    ids = np.random.default_rng(3).integers(0, 100, (3, 9))
-    found = []
-    for keep in ([1] * 5 + [0] * 4, [0] * 4 + [1] * 5, [1, 0, 1] * 3):
-        mask = np.ones_like(ids)
-        mask[1] = keep
-        feed = {"input_ids": ids, "attention_mask": mask}
-        names = {value.name for value in session.get_inputs()}
-        found.append(session.run(None, {k: v for k, v in feed.items() if k in names})[0])
-    return found
 
 
 @pytest.mark.parametrize(("exporter", "opset"), EXPORTERS)

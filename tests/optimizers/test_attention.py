@@ -145,16 +145,6 @@ def test_it_refuses(graphs, scores, reason) -> None:
     assert graphs.refusal(model, Attention()) == reason
 
 
-def test_it_refuses_probabilities_that_are_read_twice(graphs) -> None:
-    head = HEAD.replace(
-        "=> (float[batch,2,sequence,4] y)",
-        "=> (float[batch,2,sequence,4] y, float[batch,2,sequence,sequence] p)",
-    )
-    model = attention_model(graphs, "z = MatMul(q, kt)", head=head)
-    reason = graphs.refusal(model, Attention())
-    assert reason == "the probabilities have more than one reader"
-
-
 def test_a_softmax_over_labels_is_no_site(graphs) -> None:
     body = "g (float[batch,8] x) => (float[batch,8] y) { y = Softmax(x) }"
     assert graphs.is_no_site(graphs.model(body), Attention())

@@ -44,10 +44,23 @@ FORMS = {
         "s = MatMul(q, kt)\nt = MatMul(v, kt)\nz = Add(s, t)", 1.0,
         "Transpose MatMul Attention"),
 }  # fmt: skip
+WEIGHTS_GIVEN = (
+    "its attention weights are the output '{}' of the graph, and a fused attention does not give "
+    "them; to fuse it, export a module that does not return them (need_weights=False, "
+    "output_attentions=False)"
+)
 REFUSED = {
     "the probabilities are an output": (
-        "z = MatMul(q, kt)", "the probabilities have more than one reader",
+        "z = MatMul(q, kt)", WEIGHTS_GIVEN.format("p"),
         "float[batch,2,sequence,sequence] p"),
+    "their mean over the heads is an output": (
+        "z = MatMul(q, kt)\naxis = Constant<value_ints=[1]>()\n"
+        "mean = ReduceMean<keepdims=0>(p, axis)",
+        WEIGHTS_GIVEN.format("mean"), "float[batch,sequence,sequence] mean"),
+    "the probabilities are used twice": (
+        "z = MatMul(q, kt)\ntwice = MatMul(p, p)",
+        "the probabilities have more than one reader: MatMul",
+        "float[batch,2,sequence,sequence] twice"),
     "a soft cap": (
         "s = MatMul(q, kt)\nz = Tanh(s)", "Tanh stands between the scores and the softmax", ""),
     "a mask after the softmax": (
