@@ -8,17 +8,17 @@ graph before it, value by value (`tfc.optimizers.bisection`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from tfc.artifact import Artifact, graph_file
+from tfc.artifact import Artifact
 from tfc.errors import BadArtifact, require
 from tfc.manifest import DECODER, MODEL, Engine
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.parity import Tolerance, tolerance_of
+from tfc.steps.bisection.chain import ENGINE, EXPORT, OPTIMIZE, PRECISION, Graphs, graphs_of
 from tfc.steps.bisection.engine import engine_look
 from tfc.steps.bisection.inputs import BisectInput, bisect_input
 from tfc.steps.bisection.places import Context, Look, found_in, pass_look, pytorch_look
@@ -26,7 +26,8 @@ from tfc.steps.bisection.report import FOUND, NOT_RUN, NOTHING, Bisection, Stage
 from tfc.steps.bisection.reproducer import reproducer_of
 from tfc.steps.cases import Cases
 from tfc.steps.generation_cases import GenerationCases
-from tfc.steps.optimize import optimized_file, step_name
+from tfc.steps.int8.options import QUANTIZED
+from tfc.steps.int8.prepare import rebuilt, target_of
 from tfc.steps.record import OnProgress
 from tfc.steps.reference import Recorded, Reference
 
@@ -36,13 +37,6 @@ if TYPE_CHECKING:
     from tfc.exporter.module_gaps import ModuleGap, Traced
 
 Array = npt.NDArray[Any]
-EXPORT, OPTIMIZE, PRECISION, FILE, ENGINE = (
-    "export",
-    "optimize",
-    "precision",
-    "engine file",
-    "engine",
-)
 _SEVERAL = "models that generate have several graphs; bisecting takes one that answers at once"
 
 
@@ -88,54 +82,12 @@ def bisect(
         return Bisection(name, NOT_RUN, _SEVERAL)
     engine = artifact.manifest.engines[name]
     try:
-        graphs, notes = _graphs_of(artifact, name, engine)
+        graphs, notes = graphs_of(artifact, name, engine)
     except BadArtifact as error:
         return Bisection(name, NOT_RUN, error.what)
     chosen = _input(artifact, cases, reference, measured, runner, graphs, on_progress)
     run = _Run(artifact, name, engine, graphs, reference, measured, runner, chosen, notes)
     return run.bisection(on_progress)
-
-
-def _graphs_of(
-    artifact: Artifact, name: str, engine: Engine
-) -> tuple[dict[str, tuple[str, ir.Model]], tuple[str, ...]]:
-    """Stage → file and graph, in their order, and what is worth saying about them.
-
-    A file with the bytes of the one before is left out, and so is one that was written again since
-    the next one was made of it.
-
-    Raises:
-        BadArtifact: a file is damaged.
-    """
-    import onnx_ir as ir
-
-    manifest = artifact.manifest
-    build = manifest.step(f"build-engine:{name}")
-    read = dict(build.inputs) if build is not None else {}
-    built_from = next(iter(read), "")
-    files = {EXPORT: graph_file(MODEL)}
-    if "/" in built_from:  # optimized/<target>.<precision>/model.onnx
-        target = built_from.split("/")[1].partition(".")[0]
-        files |= {OPTIMIZE: optimized_file(target), PRECISION: built_from}
-        optimized = manifest.step(step_name(target))
-        read |= optimized.inputs if optimized is not None else {}
-    if engine.files[MODEL].endswith(".onnx"):
-        files[FILE] = engine.files[MODEL]
-    precision = manifest.step(f"precision:{built_from}")
-    read |= precision.inputs if precision is not None else {}
-    found: dict[str, tuple[str, ir.Model]] = {}
-    notes = []
-    seen: set[str] = set()
-    for stage, file in files.items():
-        sha256 = artifact.sha256(file)
-        if sha256 in seen:
-            continue
-        seen.add(sha256)
-        if read.get(file, sha256) != sha256:
-            notes.append(f"{file} was written again since: the engine was not made of it")
-            continue
-        found[stage] = file, ir.load(artifact.file(file))
-    return found, tuple(notes)
 
 
 def _input(
@@ -144,7 +96,7 @@ def _input(
     reference: Reference | Recorded,
     measured: Measured,
     runner: Runner | None,
-    graphs: Mapping[str, tuple[str, ir.Model]],
+    graphs: Graphs,
     on_progress: OnProgress,
 ) -> BisectInput:
     """What is worst for the engine, or for the last graph where the engine does not run here."""
@@ -168,7 +120,7 @@ class _Run:
     artifact: Artifact
     name: str
     engine: Engine
-    graphs: dict[str, tuple[str, ir.Model]]
+    graphs: Graphs
     reference: Reference | Recorded
     measured: Measured
     runner: Runner | None
@@ -216,11 +168,24 @@ class _Run:
             if not self.engine.files[MODEL].endswith(".onnx"):
                 return Look(why_none=f"{self.engine.backend} shows no values inside of a plan")
             return engine_look(self.engine.backend, self._last_graph(), self.input, self._fails)
-        order = list(self.graphs)
-        before = self.graphs[order[order.index(stage) - 1]][1]
-        after = self.graphs[stage][1]
         context = Context(self.artifact, feed, self._fails, on_progress)
-        return pass_look(context, stage == OPTIMIZE, self.graphs[stage][0], before, after)
+        file, after = self.graphs[stage]
+        return pass_look(context, stage == OPTIMIZE, file, self._before(stage), after)
+
+    def _before(self, stage: str) -> ir.Model:
+        """The graph that a stage is compared with, value by value: the one that it was made of.
+
+        No value of a quantised graph is that of the fp32 graph. It is compared with the recorded
+        products quantised anew, as its verdict is.
+        """
+        if stage == PRECISION and self._quantized:
+            return rebuilt(self.artifact, target_of(self.engine), MODEL, self.engine.precision)
+        order = list(self.graphs)
+        return self.graphs[order[order.index(stage) - 1]][1]
+
+    @property
+    def _quantized(self) -> bool:
+        return self.engine.precision in QUANTIZED
 
     def _trace(self) -> Traced | None:
         """PyTorch with its modules hooked; None where there is no checkpoint to run."""
@@ -233,6 +198,7 @@ class _Run:
         return traced(self.reference.module, self.input.feed, [h for h in halves if h is not None])
 
     def _modules(self, trace: Traced | None) -> dict[str, list[ModuleGap]]:
+        """PyTorch's modules in each graph; not in quantised ones, which do not only round."""
         if trace is None:
             return {}
         from tfc.exporter.module_gaps import module_gaps
@@ -240,6 +206,7 @@ class _Run:
         return {
             stage: module_gaps(trace, graph, self.input.feed)
             for stage, (_, graph) in self.graphs.items()
+            if stage in (EXPORT, OPTIMIZE) or not self._quantized
         }
 
     def _stages(self, modules: dict[str, list[ModuleGap]]) -> tuple[StageGap, ...]:
