@@ -19,6 +19,8 @@ EXPORT, OPTIMIZE, PRECISION, FILE, ENGINE = (
     "engine file",
     "engine",
 )
+# The stages in fp32.
+EXACT = (EXPORT, OPTIMIZE)
 # Stage → the file of its graph, and the graph.
 Graphs = Mapping[str, "tuple[str, ir.Model]"]
 
