@@ -105,7 +105,7 @@ def sentences(package: str) -> list[str]:
     """The first sentences of a package's docstrings, each once, without names of packages."""
     names = re.compile(rf"\b({'|'.join((*PACKAGES, 'scikit-learn', 'PyTorch'))})\b", re.IGNORECASE)
     found: dict[str, None] = {}
-    for docstring in _docstrings_of(package):
+    for docstring in docstrings_of(package):
         first = re.split(r"(?<=\.)\s|\n\s*\n", docstring, maxsplit=1)[0]
         text = names.sub("it", " ".join(first.split()))
         if _LEAST <= len(text) <= _MOST:
@@ -113,7 +113,8 @@ def sentences(package: str) -> list[str]:
     return sorted(found)
 
 
-def _docstrings_of(package: str) -> Iterator[str]:
+def docstrings_of(package: str) -> Iterator[str]:
+    """The docstrings of a package's modules, classes and functions, tests left out."""
     spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.origin is not None

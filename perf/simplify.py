@@ -4,7 +4,7 @@
     python perf/simplify.py … --max-drop 0.02 -o perf/results/simplify_2.json
 
 ARTIFACT is the export of a fine-tuned classifier, and is changed: give a copy. In the results it is
-the demo's, with every other row of examples/data/support_intents/eval.jsonl, from the first and from
+the demo's, with every other row of examples/data/support_intents/eval.jsonl, from the first and
 the second. CHOSEN is what the command is given: it chooses
 on one half and judges on the other. HELD has rows that nothing was chosen on. On them four graphs
 are run: the whole one, the simplified one, and two of about as many operations that take the same

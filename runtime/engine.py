@@ -9,9 +9,11 @@ from tfc.runtime.backends.base import Runner
 
 
 def runners_from_engine(
-    artifact: Artifact, engine: Engine, threads: int | None = None
+    artifact: Artifact, engine: Engine, threads: int | None = None, streams: int = 1
 ) -> dict[str, Runner]:
     """Load every graph of an engine, to run on `threads` CPU threads (default: every usable core).
+
+    On the CPU they are shared among `streams` batches at once.
 
     Raises:
         BadArtifact: a file is missing or damaged.
@@ -21,7 +23,7 @@ def runners_from_engine(
     runners: dict[str, Runner] = {}
     try:
         for graph, file in files.items():
-            runners[graph] = backend(engine.backend).load(file, threads)
+            runners[graph] = backend(engine.backend).load(file, threads, streams)
     except Exception:
         close_all(runners)
         raise

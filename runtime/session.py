@@ -7,6 +7,7 @@ with Session.load("./artifact") as session:
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import os
 import threading
@@ -26,9 +27,11 @@ from tfc.runtime.backends.base import DeviceRunner, GpuMemory, MemoryTeller, Run
 from tfc.runtime.backends.device_tensor import DeviceTensor, on_device
 from tfc.runtime.batching import CPU, Plan
 from tfc.runtime.cores import usable_cores
+from tfc.runtime.cpu_plan import CpuPlan
 from tfc.runtime.engine import close_all, runners_from_engine
 from tfc.runtime.feeding import OnRows, WatchedRunner
 from tfc.runtime.formats.predictions import prediction_fields
+from tfc.runtime.job_plan import plan_for_jobs
 from tfc.runtime.predictor import OnBatch, Outcome, Predictor
 from tfc.runtime.rows import Columns
 from tfc.runtime.selection import Choice, choose_engine, identity_of
@@ -61,6 +64,7 @@ class Session:
         verdict: what parity says of it: ``verified``, ``failed`` or ``not run``.
         hardware: what it runs on: ``CPU``, or the name of a GPU.
         signature: the tensors that `run` takes and gives.
+        plan: how batches run on the CPU; None for one batch on all threads, or on a GPU.
     """
 
     def __init__(
@@ -71,8 +75,10 @@ class Session:
         assembly: Assembly | None,
         streams: int = 1,
         threads: int | None = None,
+        plan: CpuPlan | None = None,
     ) -> None:
         manifest = artifact.manifest
+        self.plan = plan
         self.task = manifest.task
         self.signature = manifest.signature
         self.engine_name = choice.name
@@ -81,6 +87,11 @@ class Session:
         self._identity = identity_of(artifact, choice)
         self._profiles = profiles_of(choice.engine)
         self._plan = plan_of_engine(choice.engine, choice.hardware)
+        if plan is not None:
+            if plan.limits != self._plan.limits:
+                # What is said of a text may differ in its last bits with the texts beside it.
+                self._identity["batch_tokens"] = str(plan.tokens)
+            self._plan = dataclasses.replace(self._plan, limits=plan.limits)
         self._runners: dict[str, Runner] | None = runners
         self._assembly = assembly
         self._streams = streams
@@ -96,6 +107,7 @@ class Session:
         engine: str | None = None,
         threads: int | None = None,
         require_verified: bool = False,
+        plan: CpuPlan | None = None,
     ) -> Session:
         """Load an engine of the artifact at `path`.
 
@@ -105,6 +117,8 @@ class Session:
                 (`tfc.runtime.selection.choose_engine`).
             threads: CPU threads; left out, every core that this process may use.
             require_verified: refuse an engine that `tfc verify` did not find to be right.
+            plan: how batches run on the CPU; left out, each may use every thread, so that a single
+                one is answered soonest. See `for_jobs`.
 
         Raises:
             BadArtifact: the artifact or the engine is missing or damaged.
@@ -118,9 +132,44 @@ class Session:
         artifact = Artifact.open(path)
         choice = choose_engine(artifact, engine, require_verified=require_verified)
         assembly = assembly_of(artifact, choice.engine)
-        runners = runners_from_engine(artifact, choice.engine, threads)
+        if choice.hardware != CPU:
+            plan = None
+        if plan is not None:
+            threads = plan.threads
+        runners = runners_from_engine(artifact, choice.engine, threads, _streams_of(plan))
         streams = GPU_STREAMS if choice.hardware != CPU else threads or usable_cores()
-        return cls(artifact, choice, runners, assembly, streams, threads)
+        if plan is not None:
+            streams = plan.streams
+        return cls(artifact, choice, runners, assembly, streams, threads, plan)
+
+    @classmethod
+    def for_jobs(
+        cls,
+        path: str | Path,
+        engine: str | None = None,
+        threads: int | None = None,
+        require_verified: bool = False,
+        *,
+        measure: bool = False,
+    ) -> Session:
+        """`load` for many texts: several batches at once, by the plan for this CPU and engine.
+
+        Args:
+            path: as in `load`, like the three after it.
+            engine: as in `load`.
+            threads: as in `load`.
+            require_verified: as in `load`.
+            measure: find the plan, where none is kept in the user's cache: some seconds.
+
+        Raises:
+            as `load`.
+        """
+        if threads is not None and threads < 1:
+            raise UsageError(f"{threads} threads are not possible", fix="Give 1 or more")
+        artifact = Artifact.open(path)
+        choice = choose_engine(artifact, engine, require_verified=require_verified)
+        plan = plan_for_jobs(artifact, choice, threads, measure=measure)
+        return cls.load(path, choice.name, threads, require_verified, plan)
 
     @property
     def options(self) -> type:
@@ -322,11 +371,11 @@ class Session:
         runners, self._runners = self._runners, None
         close_all(runners or {})
 
-    def __reduce__(self) -> tuple[Any, tuple[str, str, int | None, bool]]:
+    def __reduce__(self) -> tuple[Any, tuple[str, str, int | None, bool, CpuPlan | None]]:
         """Pickled as where it was loaded from: another process loads it there again."""
         artifact, choice, threads = self._source
         folder = str(artifact.path.resolve())
-        return Session.load, (folder, choice.name, threads, choice.require_verified)
+        return Session.load, (folder, choice.name, threads, choice.require_verified, self.plan)
 
     def __enter__(self) -> Session:
         return self
@@ -360,8 +409,14 @@ class Session:
             # Never let go of: ending the parent's engines would wait for their threads.
             self._parents.append(self._runners)
             artifact, choice, threads = self._source
-            self._runners = runners_from_engine(artifact, choice.engine, threads)
+            streams = _streams_of(self.plan)
+            self._runners = runners_from_engine(artifact, choice.engine, threads, streams)
             self._process = os.getpid()
+
+
+def _streams_of(plan: CpuPlan | None) -> int:
+    """How many batches share the threads of the engine."""
+    return 1 if plan is None else plan.streams
 
 
 def window_of(task: TaskRecord, plan: Plan) -> int:

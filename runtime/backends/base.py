@@ -292,8 +292,11 @@ class Backend(Protocol):
     ) -> Built:
         """Compile the ONNX file `model` into the file `engine`."""
 
-    def load(self, engine: Path, threads: int | None = None) -> Runner:
-        """Load the file `engine` to run it here."""
+    def load(self, engine: Path, threads: int | None = None, streams: int = 1) -> Runner:
+        """Load the file `engine` to run it here, `streams` batches at once on `threads` threads.
+
+        On the CPU the threads are shared among the streams; with one stream a batch has them all.
+        """
 
 
 def as_contiguous(inputs: Arrays) -> dict[str, npt.NDArray[Any]]:

@@ -112,8 +112,10 @@ class OnnxRuntimeBackend:
             raise
         return Built({"onnxruntime": ort.__version__}, runner.hardware)
 
-    def load(self, engine: Path, threads: int | None = None) -> OnnxRuntimeRunner:
+    def load(self, engine: Path, threads: int | None = None, streams: int = 1) -> OnnxRuntimeRunner:
         """Load the file `engine`, to run on `threads` CPU threads (default: every usable core).
+
+        With several `streams` each batch gets its share of them: of one, the thread that calls.
 
         Raises:
             BadArtifact: the file is missing or is not a whole ONNX graph.
@@ -123,7 +125,7 @@ class OnnxRuntimeBackend:
         provider = best_provider()
         on_cpu = provider.name == CPU
         # On a GPU the CPU only computes shapes; its threads are the caller's, who tokenises.
-        count = threads or (usable_cores() if on_cpu else 1)
+        count = max(1, (threads or (usable_cores() if on_cpu else 1)) // streams)
         with _loading(engine, ort):
             session = shared_session(ort, engine, SessionSettings(tuple(provider.names), count))
         place = CPU_PLACE if on_cpu else CUDA_PLACE

@@ -96,8 +96,10 @@ class OpenVinoBackend:
             raise
         return Built({_NAME: _version()}, _CPU, notes=_notes(engine))
 
-    def load(self, engine: Path, threads: int | None = None) -> OpenVinoRunner:
+    def load(self, engine: Path, threads: int | None = None, streams: int = 1) -> OpenVinoRunner:
         """Load the file `engine`, to run on `threads` CPU threads (default: every usable core).
+
+        They are shared among `streams` batches at once, each of a request of its own.
 
         Raises:
             BadArtifact: the file is missing or is not a whole ONNX graph.
@@ -118,7 +120,7 @@ class OpenVinoBackend:
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads or usable_cores(),
-            "NUM_STREAMS": 1,
+            "NUM_STREAMS": streams,
         }
         try:
             compiled = core.compile_model(model, _CPU, settings)

@@ -72,8 +72,8 @@ class TensorRTBackend:
         versions = {self._flavor.module: self._flavor.version()}
         return Built(versions, plan.hardware, plan.kernels, plan.notes, plan.memory)
 
-    def load(self, engine: Path, threads: int | None = None) -> TensorRTRunner:
-        """Load the plan `engine` on this machine's GPU. `threads` is for CPU backends.
+    def load(self, engine: Path, threads: int | None = None, streams: int = 1) -> TensorRTRunner:
+        """Load the plan `engine` on this machine's GPU. `threads`, `streams` are for the CPU.
 
         Raises:
             MissingPackage: TensorRT or cuda-python is not installed.

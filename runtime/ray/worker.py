@@ -69,7 +69,7 @@ class Worker:
         # The tokenizers' own pool would take every core of the machine, and workers share it.
         os.environ.setdefault("RAYON_NUM_THREADS", str(work.threads))
         self._work = work
-        self._session = Session.load(work.artifact, work.engine, work.threads)
+        self._session = Session.for_jobs(work.artifact, work.engine, work.threads)
         self._fields = prediction_fields(self._session.task, self._session.signature)
 
     def __call__(self, table: Any) -> Any:

@@ -253,7 +253,7 @@ class FusingWrongly(OnnxRuntimeBackend):
     It fuses as runtimes do: only where nothing else reads what is in between.
     """
 
-    def load(self, engine: Path, threads: int | None = None) -> Any:
+    def load(self, engine: Path, threads: int | None = None, streams: int = 1) -> Any:
         """Load a graph with the first such pattern of layer 1 fused."""
         model = ir.load(engine)
         for gelu in [n for n in model.graph if n.op_type == "Gelu"]:
@@ -266,7 +266,7 @@ class FusingWrongly(OnnxRuntimeBackend):
             ):
                 gelu.replace_input_with(0, add.inputs[0])
         ir.save(model, engine.with_name("fused.onnx"))
-        return super().load(engine.with_name("fused.onnx"), threads)
+        return super().load(engine.with_name("fused.onnx"), threads, streams)
 
 
 def test_a_fault_that_hides_when_it_is_watched(

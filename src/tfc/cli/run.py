@@ -23,6 +23,7 @@ from tfc.cli.run_display import (
     summary_json,
 )
 from tfc.cli.run_metrics import MetricsFile
+from tfc.cli.run_plan import log_plan, show_plan, worth_measuring
 from tfc.cli.run_ray import refuse_with_ray, run_on_ray
 from tfc.cli.run_signals import stop_requests
 from tfc.errors import JobStopped, UsageError
@@ -173,6 +174,9 @@ def command(
     where there is no GPU) or each set of cores. The output is the same, and a job that was begun
     with other devices goes on. Rows of an engine whose process died run again.
 
+    On a CPU, how many batches run at once, on how many threads, and how large they are is measured
+    for the engine before its first job of 4 MB or more, and kept in the user's cache.
+
     With --ray, Parquet files go through engines on many cores, GPUs or machines, in any order, into
     a folder/. A row that cannot be used stays, with the reason in the column prediction_error. Ray
     starts a worker that died again; a job that was killed begins anew.
@@ -198,7 +202,13 @@ def command(
     metrics = None if metrics_file is None else MetricsFile(metrics_file, output)
     loaded: Session | DeviceSession
     if devices is None:
-        loaded = Session.load(artifact, engine, threads, require_verified=require_verified)
+        loaded = Session.for_jobs(
+            artifact,
+            engine,
+            threads,
+            require_verified=require_verified,
+            measure=worth_measuring(inputs, job["format"]),
+        )
     else:
         events = log.event if log_json else None
         loaded = loaded_on_devices(artifact, devices, engine, threads, require_verified, events)
@@ -212,6 +222,11 @@ def command(
             job["on_rows"] = watch.see
         job.update(values_from_settings(session.task.name, session.options, settings))
         _warn(session, artifact, log if log_json else None)
+        if isinstance(session, Session):
+            if log_json:
+                log_plan(session, log)
+            elif not as_json:
+                show_plan(session)
         shown = nullcontext(log.report) if log_json else live()
         with stop_requests() as stopped, shown as show:
             told = [show] if metrics is None else [show, metrics.report]
