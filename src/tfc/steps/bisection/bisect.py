@@ -32,7 +32,7 @@ from tfc.steps.record import OnProgress
 from tfc.steps.reference import Recorded, Reference
 
 Array = npt.NDArray[Any]
-_AGREES = "no other call differs: nor the encoder, if there is one, nor a token after the prompt"
+_AGREES = "the encoder, if there is one, and a token with a cache are not off either"
 
 
 @dataclass(frozen=True)
