@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -341,3 +342,61 @@ def test_an_overflow_of_fp16_in_the_graph_of_a_plan_that_does_not_run_here(
     assert place.local.max_abs == float("inf")
     assert not result.bisections[0].stages[-1].ran
     assert polygraphy(result).returncode == 1
+
+
+def wrong_past(model: ir.Model) -> None:
+    """The values of layer 1 that are in the cache count a tenth more: a prompt has none."""
+    past = next(v for v in model.graph.inputs if v.name == "past_key_values.1.value")
+    factor = ir.tensor(np.array(1.1, np.float32), name="factor")
+    more = ir.Value(name="factor", const_value=factor, type=ir.TensorType(factor.dtype))
+    model.graph.register_initializer(more)
+    product = ir.node("Mul", [past, more], name="wrong_past")
+    product.outputs[0].dtype, product.outputs[0].shape = past.dtype, past.shape
+    for use in list(past.uses()):
+        if use.node is not product:
+            use.node.replace_input_with(use.idx, product.outputs[0])
+    model.graph.insert_before(model.graph[0], [product])
+
+
+def wrong_encoder(model: ir.Model) -> None:
+    weight = node_of(model, "encoder.layers.0.fc1", "MatMul").inputs[1]
+    array = weight.const_value.numpy().copy()
+    array[:, 3] *= 1.5
+    weight.const_value = ir.tensor(array, name=weight.name)
+
+
+def no_padding(model: ir.Model) -> None:
+    """The mask of the encoder keeps everything."""
+    keep = next(node for node in model.graph if node.name == "attention_mask_bool").outputs[0]
+    always = ir.node("Equal", [keep, keep], name="always")
+    always.outputs[0].dtype, always.outputs[0].shape = keep.dtype, keep.shape
+    for use in list(keep.uses()):
+        if use.node is not always:
+            use.node.replace_input_with(use.idx, always.outputs[0])
+    model.graph.insert_after(keep.producer(), [always])
+
+
+GENERATING = {
+    "a token with a cache": ("gpt2", "decoder", wrong_past, "wrong_past", "the decoder on token "),
+    "the encoder": ("bart", "encoder", wrong_encoder, "node_MatMul_82", "the encoder on row "),
+    "padding": ("bart", "encoder", no_padding, "always", "the encoder on row "),
+}
+
+
+@pytest.mark.parametrize("case", GENERATING)
+def test_the_graph_and_the_call_of_a_model_that_generates(
+    generator: Callable[[str], Path], tmp_path: Path, case: str
+) -> None:
+    family, graph, fault, node, call = GENERATING[case]
+    folder = Path(shutil.copytree(generator(family) / "artifact", tmp_path / "a"))
+    artifact = plant(folder, f"engines/{ENGINE}/{graph}.onnx", fault)
+    result = tfc.verify(artifact, bisect=True)
+    place = the_place(result)
+    assert (place.stage, place.node) == ("engine file", node)
+    (bisection,) = result.bisections
+    assert bisection.graph == graph
+    assert bisection.inputs.startswith(call)
+    assert bisection.inputs.endswith(", with its padding") == (case == "padding")
+    assert [stage.fails for stage in bisection.stages] == [False, False, True, True]
+    assert bisection.reproducer is not None
+    assert bisection.reproducer.shown

@@ -158,22 +158,46 @@ FAULTS: dict[str, tuple[int, Any]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_in_an_engine_is_found(built: tfc.Artifact, rows: Path, fault: str) -> None:
-    file = built.manifest.engines[CPU].files["model"]
-    model = ir.load(built.file(file))
+def plant(artifact: tfc.Artifact, file: str, fault: str, module: str) -> str:
+    """Spoil the first product of such a module in a graph, hash and all; the product's name."""
+    model = ir.load(artifact.file(file))
     products = [node for node in model.graph if node.op_type == "MatMulIntegerToFloat"]
     place, spoil = FAULTS[fault]
-    first = next(n for n in products if "output.dense" in n.metadata_props["tfc.module"])
+    first = next(n for n in products if module in n.metadata_props["tfc.module"])
     value = first.inputs[place]
     array = np.asarray(constant(value)).copy()
     changed = spoil(array)
     value.const_value = ir.tensor(changed.astype(array.dtype), name=value.name)
-    with built.change() as change:
+    with artifact.change() as change:
         save_onnx(model, change.path(file))
+    return str(first.name)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_an_engine_is_found(built: tfc.Artifact, rows: Path, fault: str) -> None:
+    plant(built, built.manifest.engines[CPU].files["model"], fault, "output.dense")
     (found,) = tfc.verify(built, engines=[CPU], data=rows).verdicts
     assert found.verdict == "failed"
     assert "from the same products quantised anew, which are" in found.reason
+
+
+@pytest.mark.parametrize("stage", ["precision", "engine file"])
+def test_bisecting_names_the_wrong_product(built: tfc.Artifact, rows: Path, stage: str) -> None:
+    """Every product is off from fp32; the wrong one is off from the same product made anew."""
+    module = "layer.1.output.dense"
+    if stage == "precision":
+        node = plant(built, optimized_file("onnxruntime", precision="int8"), "scale", module)
+        build(built, calib=rows)
+    else:
+        node = plant(built, built.manifest.engines[CPU].files["model"], "scale", module)
+    result = tfc.verify(built, engines=[CPU], data=rows, bisect=True, relations=False)
+    (bisection,) = result.bisections
+    first, reproducer = bisection.found, bisection.reproducer
+    assert first is not None
+    assert reproducer is not None
+    assert (first.stage, first.node, first.layer) == (stage, node, 1)
+    assert first.changed.endswith("scale has other values")
+    assert reproducer.shown
 
 
 def test_the_data_is_read_once_and_a_broken_run_goes_on(

@@ -148,4 +148,6 @@ def test_what_a_model_that_generates_is_not_asked(
     (found,) = result.verdicts
     assert {one.outcome for one in found.relations} == {"not run"}
     assert "token by token" in found.relations[0].reason
-    assert result.bisections[0].outcome == "not run"
+    (bisection,) = result.bisections
+    assert (bisection.outcome, bisection.graph) == ("nothing found", "decoder")
+    assert not any(stage.fails for stage in bisection.stages)

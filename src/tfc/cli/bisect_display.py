@@ -8,6 +8,7 @@ from shlex import quote
 from rich.text import Text
 
 from tfc.cli.console import facts, out, printable, table
+from tfc.manifest import MODEL
 from tfc.steps.bisection.report import ACCUMULATED, NOT_RUN, SUBGRAPH, Bisection, Found, StageGap
 from tfc.steps.bisection.reproducer import Reproducer
 from tfc.steps.verification.report import VerifyResult
@@ -33,9 +34,9 @@ def _show(bisection: Bisection, artifact: Path) -> None:
     if bisection.outcome == NOT_RUN:
         out.print(f"{bisection.engine}: not bisected: {bisection.reason}")
         return
-    grid = table(
-        f"{bisection.engine} against PyTorch in fp32", ["graph", "state", ">max abs", ">allowed"]
-    )
+    of = "" if bisection.graph == MODEL else f", its {bisection.graph},"
+    title = f"{bisection.engine}{of} against PyTorch in fp32"
+    grid = table(title, ["graph", "state", ">max abs", ">allowed"])
     for stage in bisection.stages:
         grid.add_row(*_cells(stage))
     out.print(grid)

@@ -3,47 +3,36 @@
 The graphs that an engine came from (exported, optimized, in its precision, in its file) run on the
 executor on the input where the engine is furthest off, and the engine itself where it can. The
 first of them that is off by more than its precision explains is the one to look into: beside the
-graph before it, value by value (`tfc.optimizers.bisection`).
+graph before it, value by value (`tfc.optimizers.bisection`). Of a model that generates that is done
+with one call of one of its graphs (`tfc.steps.bisection.generating`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy.typing as npt
 
-from tfc.artifact import Artifact, graph_file
+from tfc.artifact import Artifact
 from tfc.errors import BadArtifact, require
-from tfc.manifest import DECODER, MODEL, Engine
+from tfc.manifest import MODEL
 from tfc.runtime.backends.base import Runner
 from tfc.runtime.parity import Tolerance, tolerance_of
-from tfc.steps.bisection.engine import engine_look
+from tfc.steps.bisection.chain import Graphs, graphs_of
+from tfc.steps.bisection.generating import Calls, chosen_call
 from tfc.steps.bisection.inputs import BisectInput, bisect_input
-from tfc.steps.bisection.places import Context, Look, found_in, pass_look, pytorch_look
-from tfc.steps.bisection.report import FOUND, NOT_RUN, NOTHING, Bisection, StageGap, from_module
-from tfc.steps.bisection.reproducer import reproducer_of
+from tfc.steps.bisection.report import NOT_RUN, Bisection
+from tfc.steps.bisection.run import Run
 from tfc.steps.cases import Cases
 from tfc.steps.generation_cases import GenerationCases
-from tfc.steps.optimize import optimized_file, step_name
+from tfc.steps.int8.verdict import FloorRunner
 from tfc.steps.record import OnProgress
 from tfc.steps.reference import Recorded, Reference
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from tfc.exporter.module_gaps import ModuleGap, Traced
-
 Array = npt.NDArray[Any]
-EXPORT, OPTIMIZE, PRECISION, FILE, ENGINE = (
-    "export",
-    "optimize",
-    "precision",
-    "engine file",
-    "engine",
-)
-_SEVERAL = "models that generate have several graphs; bisecting takes one that answers at once"
+_AGREES = "the encoder, if there is one, and a token with a cache are not off either"
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,7 @@ def bisect(
     cases: Cases | GenerationCases,
     reference: Reference | Recorded,
     measured: Measured,
-    runner: Runner | None,
+    runners: dict[str, Runner],
     on_progress: OnProgress,
 ) -> Bisection:
     """Where an engine leaves PyTorch.
@@ -76,7 +65,7 @@ def bisect(
         cases: the data.
         reference: PyTorch.
         measured: what was found on the data.
-        runner: the engine, loaded; None where it does not run here.
+        runners: the engine's graphs, loaded; none where it does not run here.
         on_progress: called with what is under way.
 
     Raises:
@@ -84,58 +73,20 @@ def bisect(
     """
     for package in ("onnx", "onnx_ir", "polygraphy"):
         require(package, "compile")
-    if isinstance(cases, GenerationCases) or DECODER in artifact.manifest.graphs:
-        return Bisection(name, NOT_RUN, _SEVERAL)
     engine = artifact.manifest.engines[name]
     try:
-        graphs, notes = _graphs_of(artifact, name, engine)
+        chains = {graph: graphs_of(artifact, name, engine, graph) for graph in engine.files}
     except BadArtifact as error:
         return Bisection(name, NOT_RUN, error.what)
+    if isinstance(cases, GenerationCases):
+        run = _of_generator(artifact, name, cases, reference, measured, runners, chains)
+        return run.bisection(on_progress)
+    graphs, notes = chains[MODEL]
+    runner = runners.get(MODEL)
     chosen = _input(artifact, cases, reference, measured, runner, graphs, on_progress)
-    run = _Run(artifact, name, engine, graphs, reference, measured, runner, chosen, notes)
+    why_not = measured.why_not_run
+    run = Run(artifact, name, engine, MODEL, graphs, reference, why_not, runner, chosen, notes)
     return run.bisection(on_progress)
-
-
-def _graphs_of(
-    artifact: Artifact, name: str, engine: Engine
-) -> tuple[dict[str, tuple[str, ir.Model]], tuple[str, ...]]:
-    """Stage → file and graph, in their order, and what is worth saying about them.
-
-    A file with the bytes of the one before is left out, and so is one that was written again since
-    the next one was made of it.
-
-    Raises:
-        BadArtifact: a file is damaged.
-    """
-    import onnx_ir as ir
-
-    manifest = artifact.manifest
-    build = manifest.step(f"build-engine:{name}")
-    read = dict(build.inputs) if build is not None else {}
-    built_from = next(iter(read), "")
-    files = {EXPORT: graph_file(MODEL)}
-    if "/" in built_from:  # optimized/<target>.<precision>/model.onnx
-        target = built_from.split("/")[1].partition(".")[0]
-        files |= {OPTIMIZE: optimized_file(target), PRECISION: built_from}
-        optimized = manifest.step(step_name(target))
-        read |= optimized.inputs if optimized is not None else {}
-    if engine.files[MODEL].endswith(".onnx"):
-        files[FILE] = engine.files[MODEL]
-    precision = manifest.step(f"precision:{built_from}")
-    read |= precision.inputs if precision is not None else {}
-    found: dict[str, tuple[str, ir.Model]] = {}
-    notes = []
-    seen: set[str] = set()
-    for stage, file in files.items():
-        sha256 = artifact.sha256(file)
-        if sha256 in seen:
-            continue
-        seen.add(sha256)
-        if read.get(file, sha256) != sha256:
-            notes.append(f"{file} was written again since: the engine was not made of it")
-            continue
-        found[stage] = file, ir.load(artifact.file(file))
-    return found, tuple(notes)
 
 
 def _input(
@@ -144,7 +95,7 @@ def _input(
     reference: Reference | Recorded,
     measured: Measured,
     runner: Runner | None,
-    graphs: Mapping[str, tuple[str, ir.Model]],
+    graphs: Graphs,
     on_progress: OnProgress,
 ) -> BisectInput:
     """What is worst for the engine, or for the last graph where the engine does not run here."""
@@ -161,136 +112,40 @@ def _input(
     return bisect_input(artifact.manifest, cases, reference, call, found, measured.tolerance)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One bisection under way."""
+def _of_generator(
+    artifact: Artifact,
+    name: str,
+    cases: GenerationCases,
+    reference: Any,
+    measured: Measured,
+    runners: dict[str, Runner],
+    chains: Mapping[str, tuple[Graphs, tuple[str, ...]]],
+) -> Run:
+    """The graph whose call is the first that is off, or the decoder."""
+    from tfc.optimizers.executor import runner_of
 
-    artifact: Artifact
-    name: str
-    engine: Engine
-    graphs: dict[str, tuple[str, ir.Model]]
-    reference: Reference | Recorded
-    measured: Measured
-    runner: Runner | None
-    input: BisectInput
-    notes: tuple[str, ...]
-
-    def bisection(self, on_progress: OnProgress) -> Bisection:
-        """Run the stages, and look into the first that fails."""
-        on_progress("bisecting", 0, 1)
-        trace = self._trace()
-        modules = self._modules(trace)
-        stages = self._stages(modules)
-        wrong = next((stage for stage in stages if stage.fails), None)
-        described = self.input.described
-        if wrong is None:
-            last = next(reversed(modules.values()), [])
-            return Bisection(
-                self.name, NOTHING, "", described, stages, None, tuple(last), self._notes(trace)
-            )
-        look = self._look(wrong.name, trace, on_progress)
-        found = found_in(wrong.name, look, self._layers()) if look.place is not None else None
-        reproducer = None
-        if look.place is not None and look.graph is not None:
-            reproducer = reproducer_of(
-                self.name, look.graph, self.input.feed, look.known, look.place.value, look.gap
-            )
-        return Bisection(
-            self.name,
-            FOUND if found is not None else NOTHING,
-            wrong.reason if found is not None else look.why_none,
-            described,
-            stages,
-            found,
-            tuple(modules.get(wrong.name, [])),
-            self._notes(trace) + look.notes,
-            reproducer,
-        )
-
-    def _look(self, stage: str, trace: Traced | None, on_progress: OnProgress) -> Look:
-        """The first wrong place of a stage."""
-        feed = self.input.feed
-        if stage == EXPORT:
-            return pytorch_look(trace, self.graphs[EXPORT][1], feed)
-        if stage == ENGINE:
-            if not self.engine.files[MODEL].endswith(".onnx"):
-                return Look(why_none=f"{self.engine.backend} shows no values inside of a plan")
-            return engine_look(self.engine.backend, self._last_graph(), self.input, self._fails)
-        order = list(self.graphs)
-        before = self.graphs[order[order.index(stage) - 1]][1]
-        after = self.graphs[stage][1]
-        context = Context(self.artifact, feed, self._fails, on_progress)
-        return pass_look(context, stage == OPTIMIZE, self.graphs[stage][0], before, after)
-
-    def _trace(self) -> Traced | None:
-        """PyTorch with its modules hooked; None where there is no checkpoint to run."""
-        if isinstance(self.reference, Recorded):
-            return None
-        from tfc.exporter.module_gaps import traced
-        from tfc.optimizers.bisection.places import half_of
-
-        halves = {half_of(graph) for _, graph in self.graphs.values()} - {None}
-        return traced(self.reference.module, self.input.feed, [h for h in halves if h is not None])
-
-    def _modules(self, trace: Traced | None) -> dict[str, list[ModuleGap]]:
-        if trace is None:
-            return {}
-        from tfc.exporter.module_gaps import module_gaps
-
-        return {
-            stage: module_gaps(trace, graph, self.input.feed)
-            for stage, (_, graph) in self.graphs.items()
-        }
-
-    def _stages(self, modules: dict[str, list[ModuleGap]]) -> tuple[StageGap, ...]:
-        from tfc.optimizers.bisection.cutting import executed
-
-        found = []
-        for stage, (file, graph) in self.graphs.items():
-            first = from_module(modules.get(stage, []))
-            got = executed(graph, self.input.feed)
-            found.append(self._stage(stage, file, got, first))
-        file = self.engine.files[MODEL]
-        if self.runner is None:
-            reason = self.measured.why_not_run
-            return *found, StageGap(ENGINE, file, ran=False, reason=reason)
-        return *found, self._stage(ENGINE, file, self.runner.run(self.input.feed), "")
-
-    def _stage(self, stage: str, file: str, got: dict[str, Array], first: str) -> StageGap:
-        tolerance = self._tolerance(stage)
-        reasons, largest = self.input.failures(got, tolerance)
-        text = "; ".join(reasons)
-        return StageGap(stage, file, True, text, largest, tolerance.max_abs, first)
-
-    def _tolerance(self, stage: str) -> Tolerance:
-        """That of the engine, or for graphs in fp32 that of fp32."""
-        if stage in (EXPORT, OPTIMIZE):
-            return tolerance_of(self.measured.expected, None, "fp32")
-        return self.measured.tolerance
-
-    def _fails(self, got: dict[str, Array], stage: str) -> bool:
-        return bool(self.input.failures(got, self._tolerance(stage))[0])
-
-    def _last_graph(self) -> ir.Model:
-        return list(self.graphs.values())[-1][1]
-
-    def _layers(self) -> dict[str, int]:
-        """The module path of each transformer layer → its number."""
-        from tfc.optimizers.graph import module_of
-        from tfc.steps.kernel_records import layer_prefixes
-
-        nodes = [n for _, graph in self.graphs.values() for n in graph.graph]
-        attentions = [
-            module_of(node)
-            for node in nodes
-            if "Attention" in node.op_type or node.op_type == "Softmax"
-        ]
-        return layer_prefixes(list(dict.fromkeys(attentions)))
-
-    def _notes(self, trace: Traced | None) -> tuple[str, ...]:
-        if trace is not None:
-            return self.notes
-        return (
-            *self.notes,
-            "PyTorch's modules were not compared: the artifact holds its outputs only",
-        )
+    manifest = artifact.manifest
+    engine = manifest.engines[name]
+    loaded, got = runners, measured.got
+    if not loaded or got is None:
+        last = {graph: list(graphs.values())[-1][1] for graph, (graphs, _) in chains.items()}
+        loaded = {graph: FloorRunner(runner_of(model)) for graph, model in last.items()}
+        got = cases.of_engine(loaded, lambda done, total: None)
+    exact = tolerance_of(measured.expected, None, "fp32")
+    calls = Calls(manifest, reference.module, engine.precision, measured.tolerance, exact)
+    call, is_off = chosen_call(calls, cases, (measured.expected, got), loaded)
+    graphs, notes = chains[call.graph]
+    if not is_off:
+        notes = (*notes, _AGREES)
+    return Run(
+        artifact,
+        name,
+        engine,
+        call.graph,
+        graphs,
+        calls.reference(call.graph),
+        measured.why_not_run,
+        runners.get(call.graph),
+        call,
+        notes,
+    )

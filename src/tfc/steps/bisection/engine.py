@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from tfc.optimizers.bisection.gap import Gap
-    from tfc.steps.bisection.inputs import BisectInput
+    from tfc.steps.bisection.inputs import Given
 
 Array = npt.NDArray[Any]
 _ENGINE = "engine"
@@ -26,7 +26,7 @@ _HIDDEN = (
 )
 
 
-def engine_look(name: str, graph: ir.Model, given: BisectInput, fails: Fails) -> Look:
+def engine_look(name: str, graph: ir.Model, given: Given, fails: Fails) -> Look:
     """Where an engine is off that runs this graph, which the executor gets right.
 
     Sub-graphs run as the engine does: loaded by its backend, with its options.
@@ -53,7 +53,7 @@ def engine_look(name: str, graph: ir.Model, given: BisectInput, fails: Fails) ->
 
 
 def _in_segments(
-    graph: ir.Model, given: BisectInput, known: dict[str, Array], run: Any, notes: tuple[str, ...]
+    graph: ir.Model, given: Given, known: dict[str, Array], run: Any, notes: tuple[str, ...]
 ) -> Look:
     from tfc.optimizers.bisection.fused import wrong_segment
     from tfc.optimizers.bisection.gap import gap_of

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tfc.manifest import BATCH, Manifest
 from tfc.runtime.padding import Feed
-from tfc.runtime.parity import Tolerance, failures, parity_of
+from tfc.runtime.parity import Tolerance, failures, parity_of, tolerance_of
 from tfc.steps.cases import Cases, real_values
 from tfc.steps.reference import Recorded, Reference
 
@@ -21,17 +21,49 @@ Call = Callable[[Feed], Outputs]
 
 
 @dataclass(frozen=True)
+class Judged:
+    """Why a graph's outputs fail, their largest difference from PyTorch, and what is allowed."""
+
+    reasons: list[str]
+    max_abs: float
+    allowed: float
+
+
+class Given(Protocol):
+    """What a graph is bisected on: its inputs, what PyTorch gives for them, and which they are."""
+
+    @property
+    def feed(self) -> Feed:
+        """The inputs."""
+
+    @property
+    def expected(self) -> Outputs:
+        """PyTorch's outputs in fp32."""
+
+    @property
+    def described(self) -> str:
+        """In words which input it is."""
+
+    def judged(self, got: Outputs, exact: bool) -> Judged:
+        """Compare outputs of a graph in fp32 (`exact`), or in the engine's precision."""
+
+
+@dataclass(frozen=True)
 class BisectInput:
-    """The input, what PyTorch gives for it, and in words which one it is."""
+    """The input of a model that answers at once; `exact` is the tolerance of graphs in fp32."""
 
     feed: Feed
     expected: Outputs
     axes: dict[str, list[int | str]]
     described: str
+    tolerance: Tolerance
+    exact: Tolerance
 
-    def failures(self, got: Outputs, tolerance: Tolerance) -> tuple[list[str], float]:
-        """Why these outputs fail, and their largest difference."""
-        return _failures(self.expected, got, self.axes, self.feed, tolerance)
+    def judged(self, got: Outputs, exact: bool) -> Judged:
+        """See `Given`."""
+        tolerance = self.exact if exact else self.tolerance
+        reasons, largest = _failures(self.expected, got, self.axes, self.feed, tolerance)
+        return Judged(reasons, largest, tolerance.max_abs)
 
 
 def bisect_input(
@@ -56,7 +88,8 @@ def bisect_input(
     feed = cases.feeds[number]
     expected = reference(feed)
     of = f"batch {number + 1} of {len(cases.feeds)} of {cases.origin}"
-    whole = BisectInput(feed, expected, cases.axes, of)
+    exact = tolerance_of(found[0], None, "fp32")
+    whole = BisectInput(feed, expected, cases.axes, of, tolerance, exact)
     if isinstance(reference, Recorded) or not _by_rows(manifest):
         return whole
     rows = len(next(iter(feed.values())))
@@ -68,11 +101,12 @@ def bisect_input(
         rank = largest if reasons else -1.0
         if worst is None or rank > worst[0]:
             worst = rank, row
-    fails = bool(whole.failures(call(feed), tolerance)[0])
+    fails = bool(whole.judged(call(feed), exact=False).reasons)
     if worst is None or (worst[0] < 0 and fails):
         return whole
     one = _row(feed, worst[1])
-    return BisectInput(one, reference(one), cases.axes, f"row {worst[1] + 1} of {of}")
+    described = f"row {worst[1] + 1} of {of}"
+    return BisectInput(one, reference(one), cases.axes, described, tolerance, exact)
 
 
 def _worst_feed(cases: Cases, expected: Sequence[Array], got: Sequence[Array]) -> int:

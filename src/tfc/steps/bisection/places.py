@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from tfc.artifact import Artifact
 from tfc.errors import UsageError
-from tfc.manifest import MODEL
 from tfc.runtime.padding import Feed
 from tfc.simplified_graph import source_sites
 from tfc.steps.bisection.report import ACCUMULATED, LOCAL, Found
@@ -60,9 +59,10 @@ class Look:
 
 @dataclass(frozen=True)
 class Context:
-    """What looking into a stage needs: the input, and when a graph's outputs fail on it."""
+    """What looking into a stage needs: the graph, its input, and when outputs fail on it."""
 
     artifact: Artifact
+    graph: str
     feed: Feed
     fails: Fails
     on_progress: OnProgress
@@ -139,10 +139,10 @@ def _steps(context: Context, file: str) -> list[Step]:
     options: dict[str, Any] = record.options if record is not None else {}
     chosen = {key: options.get(key, []) for key in ("passes", "only", "skip")}
     return steps_of_pipeline(
-        loaded_graph(artifact, MODEL),
+        loaded_graph(artifact, context.graph),
         target,
-        probe_feeds(artifact, MODEL),
-        fusion_sites=source_sites(artifact, MODEL),
+        probe_feeds(artifact, context.graph),
+        fusion_sites=source_sites(artifact, context.graph),
         selection=selection_of(**chosen),
         on_pass=context.on_progress,
     )
@@ -190,4 +190,5 @@ def _first(
     place = next((each for each in places if each.accumulated.beyond), None)
     if place is None:
         return Look(step=step, notes=notes, why_none="no inner value is off by more than rounding")
-    return Look(place, step, graph, {}, ACCUMULATED, (*notes, _EVERYWHERE))
+    right = {place.value: known[place.value]}  # nothing to cut at: all up to there is to blame
+    return Look(place, step, graph, right, ACCUMULATED, (*notes, _EVERYWHERE))

@@ -79,6 +79,7 @@ class Bisection:
 
     `inputs` says on which input it was looked for; `modules` are the modules of PyTorch in the
     graph that fails, or in the last one where none does; `notes` are what else is worth knowing.
+    `graph` is which of the model's graphs was looked into; empty if none was.
     """
 
     engine: str
@@ -90,12 +91,14 @@ class Bisection:
     modules: tuple[ModuleGap, ...] = ()
     notes: tuple[str, ...] = ()
     reproducer: Reproducer | None = None
+    graph: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The report as reports/verify.json holds it."""
         return {
             "outcome": self.outcome,
             "reason": self.reason,
+            "graph": self.graph,
             "inputs": self.inputs,
             "stages": [stage.as_json() for stage in self.stages],
             "first": None if self.found is None else self.found.as_json(),

@@ -146,16 +146,16 @@ class Yardstick:
         """Where an engine leaves PyTorch: on the data, or where only relations fail, on theirs."""
         name = found.engine
         if name not in self.got:
-            return self._bisected(name, self.cases, self._measured(found), None)
+            return self._bisected(name, self.cases, self._measured(found), {})
         engine = self.artifact.manifest.engines[name]
         runners = runners_from_engine(self.artifact, engine)
         try:
             runner = runners.get(MODEL)
             feeds = self._feeds_of_relations(found)
             if not feeds or runner is None:
-                return self._bisected(name, self.cases, self._measured(found), runner)
+                return self._bisected(name, self.cases, self._measured(found), runners)
             cases = replace(self.cases, feeds=feeds, origin=_RELATIONS)
-            return self._bisected(name, cases, self._on_relations(cases, engine, runner), runner)
+            return self._bisected(name, cases, self._on_relations(cases, engine, runner), runners)
         finally:
             close_all(runners)
 
@@ -164,10 +164,10 @@ class Yardstick:
         name: str,
         cases: Cases | GenerationCases,
         measured: Measured,
-        runner: Runner | None,
+        runners: dict[str, Runner],
     ) -> Bisection:
         return bisect(
-            self.artifact, name, cases, self.reference, measured, runner, self.on_progress
+            self.artifact, name, cases, self.reference, measured, runners, self.on_progress
         )
 
     def _measured(self, found: EngineVerdict) -> Measured:
