@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from tfc.errors import UsageError
+from tfc.errors import ContractNotReached, UsageError
 from tfc.optimizers.executor import outputs_of
 from tfc.optimizers.lowering.remove_padding import RemovePadding
 from tfc.optimizers.passes import FusionPass
@@ -183,6 +183,23 @@ def test_it_runs_last_and_only_where_it_is_asked_for(graphs) -> None:
     )
 
 
+def test_where_it_cannot_the_contract_does_not_hold(graphs) -> None:
+    from tfc.optimizers import pipeline
+
+    model = layer(graphs, outputs=f"{POOLED}, float[batch,sequence,8] y")
+    feeds = [{"x": graphs.normal(2, 4, 8), "attention_mask": np.ones((2, 4), np.int64)}]
+    chosen = Selection(remove_padding=True)
+    with pytest.raises(ContractNotReached) as caught:
+        pipeline.optimize(model, "onnxruntime", feeds, selection=chosen)
+    assert caught.value.what.startswith("padding stays in the graph: ")
+    assert caught.value.what.endswith("the output 'y' has a result for every token")
+    graph, report = pipeline.optimize(
+        model, "onnxruntime", feeds, selection=chosen, allow_missed=True
+    )
+    assert on_tokens(graph) == []
+    assert [refused.kind for refused in report.missed] == ["remove_padding"]
+
+
 def test_what_reads_padding_all_the_same_is_undone(graphs) -> None:
     """The mask turned round: by its form a masked mean, by its numbers one over the padding."""
     from tfc.optimizers import pipeline
@@ -192,7 +209,10 @@ def test_what_reads_padding_all_the_same_is_undone(graphs) -> None:
         {"x": graphs.normal(2, 4, 8), "attention_mask": np.array(mask, np.int64)}
         for mask in PADDINGS.values()
     ]
-    _, report = pipeline.optimize(
-        layer(graphs, turned), "onnxruntime", feeds, selection=Selection(remove_padding=True)
+    with pytest.raises(ContractNotReached) as caught:
+        pipeline.optimize(
+            layer(graphs, turned), "onnxruntime", feeds, selection=Selection(remove_padding=True)
+        )
+    assert caught.value.what == (
+        "padding stays in the graph: the ledger undid it, for it changed the numbers"
     )
-    assert report.reverted == ["remove padding"]
