@@ -97,7 +97,8 @@ def test_summary_and_log_as_json(run: Callable[..., Result], tmp_path: Path) -> 
     assert 0 <= summary["padding_waste"] < 1
     events = [json.loads(line) for line in done.stderr.splitlines()]
     names = [event["event"] for event in events]
-    assert (names[0], names[1], names[-1]) == ("warning", "progress", "finished")
+    assert names[:3] == ["warning", "plan", "progress"]
+    assert names[-1] == "finished"
     assert events[-1]["rows"] == 2
     assert all(event["time"] for event in events)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -20,7 +21,7 @@ from tfc.runtime.devices.machine import numa_nodes
 from tfc.runtime.devices.messages import Begin, Done, End, Failed, Ran, Window
 from tfc.runtime.devices.names import Machine, cores_from_ranges, devices_from_text
 from tfc.runtime.gpu import Gpu
-from tfc.runtime.jobs import run_job
+from tfc.runtime.jobs import progress, run_job
 from tfc.runtime.predictor import Outcome
 
 L4, A10 = Gpu("NVIDIA L4", "8.9", "13.0"), Gpu("NVIDIA A10", "8.6", "13.0")
@@ -190,13 +191,13 @@ def test_a_job_that_fails_or_stops_goes_on(
     """Killed with all of its workers, then stopped, then ended: each run from where it was."""
     output = tmp_path / "out" / "out.jsonl"
     monkeypatch.setattr(pool, "MAX_DEATHS", 1)
-    told: list[object] = []
+    monkeypatch.setattr(progress, "PROGRESS_INTERVAL_S", 0.0)
 
-    def kill(progress: object) -> None:
-        told.append(progress)
-        if len(told) == 2:  # the first tells of no rows yet
+    def kill(done: progress.JobProgress) -> None:
+        if done.rows >= 2 * WINDOW:
             for pid in devices.pids.values():
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(EnvironmentProblem, match=r"was killed by SIGKILL.*rows are kept"):
         run_job(devices, source, output, window=WINDOW, on_progress=kill)

@@ -11,9 +11,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from checkpoints import LABELS, save_tiny_checkpoint
+from click.testing import CliRunner
 
 import tfc
 from tfc.artifact import Artifact
+from tfc.cli import cli
 from tfc.errors import BadData, UsageError
 from tfc.simplified_graph import SIMPLIFIED, source_file
 from tfc.steps.simplification.simplify import recognised_graph, undo_simplify
@@ -196,3 +198,29 @@ def test_no_data_few_rows_and_no_share_are_refused(
         tfc.simplify(artifact, few)
     with pytest.raises(UsageError, match="is not possible"):
         tfc.simplify(artifact, few, max_drop=2)
+
+
+def test_the_command_tells_what_went_and_goes_back(
+    idle: tuple[Artifact, dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    artifact, report = idle
+    copy = str(shutil.copytree(artifact.path, tmp_path / "copy"))
+
+    def run(*arguments: str) -> str:
+        done = CliRunner(env={"COLUMNS": "80"}).invoke(cli, ["optimize", copy, *arguments])
+        assert done.exit_code == 0, done.output
+        assert max(map(len, done.stdout.splitlines())) <= 80
+        return done.stdout
+
+    said = run("--simplify", "--calib", str(data), "--max-drop", "0%")
+    assert said.startswith("the simplified graph is up to date\nFLOPs ")
+    rows = [line.split() for line in said.splitlines() if " heads " in line or " neurons " in line]
+    assert [row[1] for row in rows] == ["attention.output.dense", "output.dense"] * 2
+    kept = [str(site["kept"]) if site["kept"] else "dropped" for site in report["sites"]]
+    assert [row[4] for row in rows] == kept
+    assert "judged on other " in said
+    assert run("--no-simplify") == "back to the exported graph\n"
+    assert run("--no-simplify") == "the graph is not simplified\n"
+    done = CliRunner().invoke(cli, ["optimize", copy, "--calib", str(data), "--target", "tensorrt"])
+    assert done.exit_code == 2
+    assert "--calib goes with --simplify" in done.output

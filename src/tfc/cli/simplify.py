@@ -136,7 +136,9 @@ def print_simplified(report: dict[str, Any]) -> None:
         layer = "-" if site["layer"] is None else str(site["layer"])
         kept = str(site["kept"]) if site["kept"] else "dropped"
         units = f"{site['units']} {site['kind']}"
-        grid.add_row(layer, site["module"], units, kept, f"{site['flops_share']:.0%}")
+        grid.add_row(
+            layer, _below_layer(site["module"], layer), units, kept, f"{site['flops_share']:.0%}"
+        )
     out.print(grid)
     if report["layers_dropped"]:
         out.print(f"layers dropped: {', '.join(map(str, report['layers_dropped']))}")
@@ -148,3 +150,9 @@ def print_simplified(report: dict[str, Any]) -> None:
         out.print(text)
     for site in report["left_alone"]:
         out.print(f"left alone: {site['kind']} of {site['module']}: {site['reason']}")
+
+
+def _below_layer(module: str, layer: str) -> str:
+    """The module's path inside its layer, whose number stands beside it."""
+    _, found, inside = module.partition(f".{layer}.")
+    return inside if found else module
