@@ -21,6 +21,8 @@ from tfc.errors import ContractNotReached, first_line
 from tfc.optimizers.computed import Deferred
 from tfc.optimizers.contract import LABELS, Count, counts, expected_sites, fused_sites
 from tfc.optimizers.executor import Feed, outputs_of, relative_difference
+from tfc.optimizers.lowering.remove_padding import KIND as UNPAD_KIND
+from tfc.optimizers.lowering.remove_padding import RemovePadding
 from tfc.optimizers.passes import FusionPass, Pass, Refusal
 from tfc.optimizers.precision.simulation import has_half
 from tfc.optimizers.stages import RAISING, Selection, stages_of
@@ -141,7 +143,8 @@ def optimize(
 
     Raises:
         UsageError: there is no such target or pass.
-        ContractNotReached: fewer sites were fused than the model has.
+        ContractNotReached: fewer sites were fused than the model has, or padding was to be removed
+            and is not.
     """
     stages = stages_of(target, selection)
     outputs = outputs_of(model, feeds)
@@ -181,6 +184,8 @@ def optimize(
     )
     if not allow_missed:
         _check(report)
+        if selection is not None and selection.remove_padding:
+            _check_padding(report)
     return ledger.model, report
 
 
@@ -245,4 +250,20 @@ def _check(report: Report) -> None:
         + (f" (nearest misses: {sites})" if sites else "")
         + undone,
         fix="Pass --allow-missed to go on with the graph as it is",
+    )
+
+
+def _check_padding(report: Report) -> None:
+    kept = [
+        e for e in report.entries if e.name == RemovePadding.name and e.changed and not e.reverted
+    ]
+    if kept:
+        return
+    reasons = [f"{r.module or r.node}: {r.reason}" for r in report.missed if r.kind == UNPAD_KIND]
+    undone = ["the ledger undid it, for it changed the numbers"] * (
+        RemovePadding.name in report.reverted
+    )
+    raise ContractNotReached(
+        f"padding stays in the graph: {'; '.join(reasons + undone) or 'there is no attention'}",
+        fix="Leave --remove-padding out, or pass --allow-missed to go on with padding",
     )

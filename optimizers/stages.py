@@ -20,6 +20,7 @@ from tfc.optimizers.lowering.fold_scale import FoldScale
 from tfc.optimizers.lowering.gemm import GemmToMatMul
 from tfc.optimizers.lowering.pack_qkv import PackQKV
 from tfc.optimizers.lowering.position_products import PositionProducts
+from tfc.optimizers.lowering.remove_padding import RemovePadding
 from tfc.optimizers.lowering.shared_slice import SharedSlice
 from tfc.optimizers.lowering.skip_layer_norm import SkipLayerNorm
 from tfc.optimizers.lowering.standard_ops import InlineCanonicalOps
@@ -89,6 +90,9 @@ LOWER: Mapping[str, tuple[Pass, ...]] = {
         InlineCanonicalOps(),
     ),
 }
+# At the end of the lowering where it is asked for: it pays where batches have padding, and the
+# provider of CUDA has kernels for residual norms that it does not look into.
+UNPAD: Mapping[str, Pass] = {"onnxruntime": FusionPass(RemovePadding())}
 TARGETS = tuple(LOWER)
 CLEANING, RECOGNISING, RAISING, LOWERING = "clean", "recognise", "raise", "lower"
 
@@ -105,12 +109,14 @@ class Stage:
 class Selection:
     """What a caller adds to the passes, and which of them are to run.
 
-    `only` and `skip` are names of passes; an empty `only` is all of them.
+    `only` and `skip` are names of passes; an empty `only` is all of them. With `remove_padding`
+    linear layers run on packed tokens.
     """
 
     extra: tuple[Pass, ...] = ()
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    remove_padding: bool = False
 
 
 def stages_of(target: str, selection: Selection | None = None) -> tuple[Stage, ...]:
@@ -118,12 +124,13 @@ def stages_of(target: str, selection: Selection | None = None) -> tuple[Stage, .
 
     Raises:
         UsageError: there is no such target, no pass of a name that was given, or a user's pass
-            names a stage that there is not.
+            names a stage that there is not; or padding cannot be removed for the target.
     """
     if target not in LOWER:
         raise UsageError(f"there is no target '{target}'", fix=f"Choose {' or '.join(TARGETS)}")
     chosen = selection or Selection()
-    own = {CLEANING: CLEAN, RECOGNISING: RECOGNISE, RAISING: RAISE, LOWERING: LOWER[target]}
+    lower = (*LOWER[target], *_unpad(target)) if chosen.remove_padding else LOWER[target]
+    own = {CLEANING: CLEAN, RECOGNISING: RECOGNISE, RAISING: RAISE, LOWERING: lower}
     stages = tuple(
         Stage(name, (*passes, *_extra_of(chosen.extra, name, target)))
         for name, passes in own.items()
@@ -141,6 +148,15 @@ def stages_of(target: str, selection: Selection | None = None) -> tuple[Stage, .
         )
         for stage in stages
     )
+
+
+def _unpad(target: str) -> tuple[Pass, ...]:
+    if target not in UNPAD:
+        raise UsageError(
+            f"padding is removed for the target {' or '.join(UNPAD)} only, and this is {target}",
+            fix="Leave --remove-padding out, or build for ONNX Runtime's CPU provider",
+        )
+    return (UNPAD[target],)
 
 
 def _extra_of(extra: Sequence[Pass], stage: str, target: str) -> list[Pass]:

@@ -20,6 +20,7 @@ from tfc.cli.options import (
     artifact_argument,
     json_option,
     passes_option,
+    remove_padding_option,
 )
 from tfc.cli.traffic_display import profile_rows
 
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
 )
 @allow_missed_option
 @passes_option
+@remove_padding_option
 @plan_options
 @cache_option
 @json_option
@@ -121,6 +123,7 @@ def command(
     int8_form: str | None,
     allow_missed: bool,
     passes: tuple[str, ...],
+    remove_padding: bool,
     refit: bool,
     version_compatible: bool,
     hardware_compatible: str | None,
@@ -171,6 +174,7 @@ def command(
             int8_form=int8_form,
             allow_missed=allow_missed,
             passes=passes,
+            remove_padding=remove_padding,
             refit=refit,
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,

@@ -288,6 +288,7 @@ def _engine(artifact: Artifact, name: str, engine: Engine) -> dict[str, str]:
         "built for": engine.hardware,
         "profile": _profile(engine.profile),
         **profile_rows(engine),
+        "padding": _padding(manifest, name),
         "audit": _figures({key: value for key, value in engine.audit.items() if value}),
         "wanted": _figures(_mapping(engine.audit.get("wanted"))),
         "products": _products(_mapping(engine.audit.get("precision"))),
@@ -296,6 +297,12 @@ def _engine(artifact: Artifact, name: str, engine: Engine) -> dict[str, str]:
         "file": "\n".join(_sized(manifest, file) for file in engine.files.values()),
     }
     return {name: value for name, value in rows.items() if value}
+
+
+def _padding(manifest: Manifest, name: str) -> str:
+    """What became of padding, where it was to be removed."""
+    step = manifest.step(f"build-engine:{name}")
+    return _plain(step.options.get("padding", "")) if step is not None else ""
 
 
 def _quantized(artifact: Artifact, engine: Engine) -> str:

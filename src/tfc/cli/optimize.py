@@ -9,7 +9,12 @@ from typing import Any
 import click
 
 from tfc.cli.console import out, progress, table, working
-from tfc.cli.options import PassNames, allow_missed_option, pass_options
+from tfc.cli.options import (
+    PassNames,
+    allow_missed_option,
+    pass_options,
+    remove_padding_option,
+)
 from tfc.cli.simplify import Simplifying, check_simplifying, simplified, simplify_options
 from tfc.cli.trim_vocab import Trimming, check_trimming, trim_options, trimmed
 from tfc.errors import EXIT_CONTRACT, UsageError
@@ -29,6 +34,7 @@ _LABELS = {"attention": "attention", "add_layernorm": "add+LayerNorm"}
 @simplify_options
 @trim_options
 @pass_options
+@remove_padding_option
 @click.option(
     "--explain",
     "place",
@@ -58,6 +64,7 @@ def command(
     text_column: str | None,
     pair_column: str | None,
     keep_tokens: int | None,
+    remove_padding: bool,
     place: str | None,
     output: str | None,
     as_json: bool,
@@ -106,17 +113,21 @@ def command(
         option = next(each for each in ctx.command.params if each.name == "target")
         raise click.MissingParameter(ctx=ctx, param=option)
     if place is not None:
-        _explain(Path(source) if is_file else source, target, place, as_json, selection)
+        _explain(
+            Path(source) if is_file else source, target, place, as_json, selection, remove_padding
+        )
         return
     if is_file:
-        report = _optimized_file(source, output, target, selection)
+        report = _optimized_file(source, output, target, selection, remove_padding)
     elif output is not None:
         raise UsageError(
             "-o goes with an ONNX file; an artifact keeps its graphs itself",
             fix="Leave -o out, or give MODEL.onnx",
         )
     else:
-        report = _optimized_artifact(source, target, allow_missed, as_json, selection)
+        report = _optimized_artifact(
+            source, target, allow_missed, as_json, selection, remove_padding
+        )
     if as_json:
         print(json.dumps({**before, **report}, indent=2))
     else:
@@ -127,14 +138,19 @@ def command(
 
 
 def _explain(
-    source: Path | str, target: str, place: str, as_json: bool, selection: PassNames
+    source: Path | str,
+    target: str,
+    place: str,
+    as_json: bool,
+    selection: PassNames,
+    remove_padding: bool,
 ) -> None:
     from tfc.artifact import Artifact
     from tfc.steps.explain import explain
 
     opened = source if isinstance(source, Path) else Artifact.open(source)
     with working("asking every pass"):
-        opinions = explain(opened, target, place, **selection)
+        opinions = explain(opened, target, place, **selection, remove_padding=remove_padding)
     if as_json:
         print(json.dumps([vars(opinion) for opinion in opinions], indent=2))
         return
@@ -149,7 +165,12 @@ def _explain(
 
 
 def _optimized_artifact(
-    source: str, target: str, allow_missed: bool, quiet: bool, selection: PassNames
+    source: str,
+    target: str,
+    allow_missed: bool,
+    quiet: bool,
+    selection: PassNames,
+    remove_padding: bool,
 ) -> dict[str, Any]:
     from tfc.artifact import Artifact
     from tfc.steps.optimize import optimize
@@ -161,6 +182,7 @@ def _optimized_artifact(
             target,
             allow_missed=allow_missed,
             **selection,
+            remove_padding=remove_padding,
             on_progress=lambda what, done, total: report(done, total, what),
         )
     if result.skipped and not quiet:
@@ -169,7 +191,7 @@ def _optimized_artifact(
 
 
 def _optimized_file(
-    source: str, output: str | None, target: str, selection: PassNames
+    source: str, output: str | None, target: str, selection: PassNames, remove_padding: bool
 ) -> dict[str, Any]:
     from tfc.steps.optimize_file import optimize_file
 
@@ -183,6 +205,7 @@ def _optimized_file(
             passes=selection["passes"],
             only=selection["only"],
             skip=selection["skip"],
+            remove_padding=remove_padding,
             on_progress=lambda what, done, total: report(done, total, what),
         )
     return result.as_json()

@@ -194,6 +194,16 @@ def passes_option(function: Command) -> Command:
     )(function)
 
 
+def remove_padding_option(function: Command) -> Command:
+    """Whether linear layers run on packed tokens."""
+    return click.option(
+        "--remove-padding",
+        is_flag=True,
+        help="For ONNX Runtime on the CPU: linear layers on packed tokens, padding around attention"
+        " only. Pays where batches cannot be sorted by length.",
+    )(function)
+
+
 def pass_options(function: Command) -> Command:
     """Which passes are to run."""
     for name, text in (

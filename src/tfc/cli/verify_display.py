@@ -55,7 +55,8 @@ def show_relations(result: VerifyResult) -> None:
         failed = [one for one in found.relations if one.fails]
         checked = {one.name for one in found.relations if one.outcome != RELATION_NOT_RUN}
         holding = len(checked - {one.name for one in failed})
-        out.print(f"{found.engine}: {holding} of {len(names)} relations hold{_left(found)}")
+        counted = f"{holding} of {len(names)} relations hold" if checked else "no relations"
+        out.print(f"{found.engine}: {counted}{_left(found)}")
         if failed:
             out.print(_failed_relations(failed[:_MOST_RELATIONS]))
         if len(failed) > _MOST_RELATIONS:

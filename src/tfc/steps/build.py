@@ -36,7 +36,7 @@ from tfc.steps.int8.forms import STATIC
 from tfc.steps.int8.notes import int8_notes
 from tfc.steps.int8.options import QUANTIZED, int8_options
 from tfc.steps.int8.rows import check_reads_text
-from tfc.steps.optimize import optimize
+from tfc.steps.optimize import optimize, padding_note
 from tfc.steps.precision import convert
 from tfc.steps.precision_notes import pin_notes
 from tfc.steps.profiles import profile_of
@@ -54,6 +54,7 @@ from tfc.steps.traffic.plan import Draft, profiles_as_json
 AUTO = "auto"
 RUNNABLE = "runnable"
 NOT_RUN = "built, not run"
+PADDING = "padding"  # in the options of the step's record: what became of it
 _CPU = "CPU"
 _FIXED_RANGES = "openvino"  # it is slow where ranges are those of each batch
 
@@ -99,6 +100,7 @@ def build_engine(
     int8_form: str | None = None,
     allow_missed: bool = False,
     passes: Sequence[str] = (),
+    remove_padding: bool = False,
     refit: bool = False,
     version_compatible: bool = False,
     hardware_compatible: str | None = None,
@@ -133,6 +135,8 @@ def build_engine(
             faster one that keeps the budget.
         allow_missed: build although a fusion was missed.
         passes: modules, or `.py` files, with passes of your own.
+        remove_padding: for ONNX Runtime's CPU provider, in fp32 and fp16: linear layers on packed
+            tokens, padding around attention only.
         refit: for TensorRT, an engine whose weights can be replaced: the next checkpoint of the
             same architecture takes it from the cache and puts its own weights in.
         version_compatible: for TensorRT, an engine that later versions run, too.
@@ -144,7 +148,8 @@ def build_engine(
     Raises:
         BackendUnavailable: the backend cannot build here, or not in this precision.
         ContractNotReached: a fusion was missed, the compiled kernels are not fused, or they
-            compute in another precision; or the precision is not accurate enough.
+            compute in another precision; or the precision is not accurate enough; or padding
+            cannot be removed.
         UsageError: the ranges are not in order, or beyond what the model takes; or int8 or
             fp8 has no data, or another precision has; or a GPU has no fp8.
         BadData: the data cannot be used.
@@ -173,6 +178,8 @@ def build_engine(
     chosen, why = _choose(backend, precision)
     if int8 is not None and chosen.name == _FIXED_RANGES and int8.form == AUTO:
         int8 = dataclasses.replace(int8, form=STATIC)
+    if remove_padding:
+        _check_remove_padding(chosen, precision)
     available = chosen.availability()
     check_asked(chosen, profile_from, buckets, sequence)
     build = BuildOptions(
@@ -200,11 +207,12 @@ def build_engine(
             any_batch=batch is None,
         )
         profile, build = draft.profile, dataclasses.replace(build, profiles=draft.profiles)
-    optimize(
+    optimized = optimize(
         artifact,
         chosen.target,
         allow_missed=allow_missed,
         passes=passes,
+        remove_padding=remove_padding,
         on_progress=on_progress,
     )
     on_progress("setting the precision", 0, 1)
@@ -219,7 +227,9 @@ def build_engine(
         for graph in artifact.manifest.graphs
     }
     name = engine_name(chosen.name, precision)
-    notes = (*warned, *_notes(artifact, models, precision, weights_only))
+    padding = padding_note(optimized.report) if remove_padding else ""
+    said = (padding,) if padding else ()
+    notes = (*warned, *said, *_notes(artifact, models, precision, weights_only))
     files = {graph: f"engines/{name}/{graph}{chosen.suffix}" for graph in models}
     step = Step(
         name=f"build-engine:{name}",
@@ -227,6 +237,7 @@ def build_engine(
             "profile": profile.as_json(),
             "allow_missed": allow_missed,
             **_for_gpus(build),
+            **({PADDING: padding} if padding else {}),
             **(option_of(lengths, buckets) if lengths is not None else {}),
         },
         inputs={model: artifact.sha256(model) for model in models.values()},
@@ -244,6 +255,16 @@ def build_engine(
     kept = kept if compiles_for_sizes(chosen) else None
     engine, more, cached = _build(Builder(artifact, chosen, available, kept), step, plan)
     return BuildResult(artifact, name, engine, why, notes + more, skipped=False, cache=cached)
+
+
+def _check_remove_padding(chosen: Backend, precision: str) -> None:
+    """Raises UsageError where the passes, or those that set the precision, do not go with it."""
+    if not chosen.name == chosen.target == "onnxruntime" or precision in QUANTIZED:
+        raise UsageError(
+            "padding is removed for ONNX Runtime's CPU provider in fp32 and fp16, and this is "
+            f"{chosen.name} in {precision}",
+            fix="Leave --remove-padding out, or build with --backend onnxruntime",
+        )
 
 
 def _checked_machine(artifact: Artifact, chosen: Backend) -> tuple[str, ...]:

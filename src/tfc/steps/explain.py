@@ -25,6 +25,7 @@ def explain(
     passes: Sequence[str] = (),
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    remove_padding: bool = False,
 ) -> list[Opinion]:
     """Ask every pass about a node, a value or a module. Nothing is written.
 
@@ -32,7 +33,7 @@ def explain(
         source: an artifact, or an ONNX file of any exporter.
         target: `onnxruntime` (its CPU provider), `onnxruntime-cuda` or `tensorrt`.
         place: the name of a node or of a value, or the path of a module.
-        passes, only, skip: as for `optimize`.
+        passes, only, skip, remove_padding: as for `optimize`.
 
     Raises:
         UsageError: no graph has such a place.
@@ -42,7 +43,7 @@ def explain(
     from tfc.optimizers.explain import explain as explain_graph
     from tfc.optimizers.stand_ins import with_stand_ins
 
-    selection = selection_of(passes, only, skip)
+    selection = selection_of(passes, only, skip, remove_padding)
     if isinstance(source, Path):
         graph, feeds, _ = graph_and_feeds(source)
         return explain_graph(graph, target, feeds, place, selection=selection)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from tfc.optimizers.stages import Selection
 
 
+# The pass and its refusals (`tfc.optimizers.lowering.remove_padding`).
+_REMOVE_PADDING, _PADDING_KIND = "remove padding", "remove_padding"
+
+
 @dataclass(frozen=True)
 class OptimizeResult:
     """The step's record (its `result` is the fusion report) and whether it was there already."""
@@ -52,6 +56,7 @@ def optimize(
     passes: Sequence[str] = (),
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    remove_padding: bool = False,
     on_progress: OnProgress = no_progress,
 ) -> OptimizeResult:
     """Fuse residual add+LayerNorm and attention, lower for the target, check every pass.
@@ -64,19 +69,27 @@ def optimize(
             those of installed packages run too.
         only: run the passes of these names only.
         skip: leave out the passes of these names.
+        remove_padding: run linear layers on packed tokens, with padding around attention only; for
+            the target `onnxruntime`.
         on_progress: called with the pass under way.
 
     Raises:
-        ContractNotReached: a fusion was missed.
-        UsageError: there is no pass of such a name, or a module has none.
+        ContractNotReached: a fusion was missed, or padding cannot be removed.
+        UsageError: there is no pass of such a name, or a module has none; or padding is not removed
+            for the target.
         BadArtifact: the artifact's model is damaged.
     """
     artifact = Artifact.of(artifact)
     for package in ("onnx", "onnx_ir", "onnxscript"):
         require(package, "compile")
     files = {graph: optimized_file(target, graph) for graph in artifact.manifest.graphs}
-    selection = selection_of(passes, only, skip)
-    given = {"passes": [*passes], "only": [*only], "skip": [*skip]}
+    selection = selection_of(passes, only, skip, remove_padding)
+    given = {
+        "passes": [*passes],
+        "only": [*only],
+        "skip": [*skip],
+        "remove_padding": remove_padding,
+    }
     named = {key: value for key, value in given.items() if value}
     installed = [step.name for step in selection.extra] if not passes else []
     step = Step(
@@ -99,7 +112,10 @@ def optimize(
 
 
 def selection_of(
-    passes: Sequence[str] = (), only: Sequence[str] = (), skip: Sequence[str] = ()
+    passes: Sequence[str] = (),
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    remove_padding: bool = False,
 ) -> Selection:
     """The passes of installed packages and of the named modules, and which passes are to run.
 
@@ -110,7 +126,16 @@ def selection_of(
     from tfc.optimizers.user_passes import installed_passes, passes_from_module
 
     own = [step for name in passes for step in passes_from_module(name)]
-    return Selection((*installed_passes(), *own), tuple(only), tuple(skip))
+    return Selection((*installed_passes(), *own), tuple(only), tuple(skip), remove_padding)
+
+
+def padding_note(report: dict[str, Any]) -> str:
+    """What became of padding that was to be removed, from the report of the step."""
+    entries = [e for e in report["passes"] if e["name"].endswith(_REMOVE_PADDING)]
+    if any(entry["changed"] and not entry["reverted"] for entry in entries):
+        return "linear layers run on packed tokens; padding is around attention only"
+    reasons = [site["reason"] for site in report["left_alone"] if site["kind"] == _PADDING_KIND]
+    return f"padding stays in the graph: {'; '.join(reasons) or 'the pass was undone'}"
 
 
 def _run(

@@ -31,6 +31,7 @@ def optimize_file(
     passes: Sequence[str] = (),
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    remove_padding: bool = False,
     stand_ins_from: int | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Report:
@@ -51,6 +52,8 @@ def optimize_file(
         passes: modules, or `.py` files, with passes of your own.
         only: run the passes of these names only.
         skip: leave out the passes of these names.
+        remove_padding: run linear layers on packed tokens, with padding around attention only; for
+            the target `onnxruntime`.
         stand_ins_from: bytes of weights from which on passes are judged on stand-ins; 4 GiB
             unless given.
         on_progress: called with the pass under way.
@@ -66,7 +69,7 @@ def optimize_file(
         target,
         feeds,
         allow_missed=True,
-        selection=selection_of(passes, only, skip),
+        selection=selection_of(passes, only, skip, remove_padding),
         on_pass=on_progress,
     )
     folder = Path(output).resolve().parent

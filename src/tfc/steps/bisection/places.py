@@ -143,7 +143,7 @@ def _steps(context: Context, file: str) -> list[Step]:
         target,
         probe_feeds(artifact, context.graph),
         fusion_sites=source_sites(artifact, context.graph),
-        selection=selection_of(**chosen),
+        selection=selection_of(**chosen, remove_padding=bool(options.get("remove_padding"))),
         on_pass=context.on_progress,
     )
 
