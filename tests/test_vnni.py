@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tfc.runtime.backends import onnxruntime as module
+from tfc.runtime.backends import onnxruntime_sessions as module
 from tfc.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tfc.runtime.backends.onnxruntime_provider import IDENTITY_MODEL
 from tfc.vnni import integer_products_saturate

@@ -293,8 +293,8 @@ def in_fp32(model: ir.Model, whole: bool) -> None:
 def convert_badly(monkeypatch: pytest.MonkeyPatch, *, whole: bool) -> None:
     original = precision._arithmetic
 
-    def worse(*arguments: Any) -> tuple[ir.Model, dict[str, Any]]:
-        model, result = original(*arguments)
+    def worse(*arguments: Any, **options: Any) -> tuple[ir.Model, dict[str, Any]]:
+        model, result = original(*arguments, **options)
         in_fp32(model, whole)
         return model, result
 
