@@ -127,20 +127,8 @@ class Session:
             CheckFailed: every engine that can run here failed its parity check, or the engine is
                 not verified and `require_verified` asks for it.
         """
-        if threads is not None and threads < 1:
-            raise UsageError(f"{threads} threads are not possible", fix="Give 1 or more")
-        artifact = Artifact.open(path)
-        choice = choose_engine(artifact, engine, require_verified=require_verified)
-        assembly = assembly_of(artifact, choice.engine)
-        if choice.hardware != CPU:
-            plan = None
-        if plan is not None:
-            threads = plan.threads
-        runners = runners_from_engine(artifact, choice.engine, threads, _streams_of(plan))
-        streams = GPU_STREAMS if choice.hardware != CPU else threads or usable_cores()
-        if plan is not None:
-            streams = plan.streams
-        return cls(artifact, choice, runners, assembly, streams, threads, plan)
+        artifact, choice = _chosen(path, engine, threads, require_verified)
+        return cls._of(artifact, choice, threads, plan)
 
     @classmethod
     def for_jobs(
@@ -164,12 +152,24 @@ class Session:
         Raises:
             as `load`.
         """
-        if threads is not None and threads < 1:
-            raise UsageError(f"{threads} threads are not possible", fix="Give 1 or more")
-        artifact = Artifact.open(path)
-        choice = choose_engine(artifact, engine, require_verified=require_verified)
+        artifact, choice = _chosen(path, engine, threads, require_verified)
         plan = plan_for_jobs(artifact, choice, threads, measure=measure)
-        return cls.load(path, choice.name, threads, require_verified, plan)
+        return cls._of(artifact, choice, threads, plan)
+
+    @classmethod
+    def _of(
+        cls, artifact: Artifact, choice: Choice, threads: int | None, plan: CpuPlan | None
+    ) -> Session:
+        assembly = assembly_of(artifact, choice.engine)
+        if choice.hardware != CPU:
+            plan = None
+        if plan is not None:
+            threads = plan.threads
+        runners = runners_from_engine(artifact, choice.engine, threads, _streams_of(plan))
+        streams = GPU_STREAMS if choice.hardware != CPU else threads or usable_cores()
+        if plan is not None:
+            streams = plan.streams
+        return cls(artifact, choice, runners, assembly, streams, threads, plan)
 
     @property
     def options(self) -> type:
@@ -412,6 +412,16 @@ class Session:
             streams = _streams_of(self.plan)
             self._runners = runners_from_engine(artifact, choice.engine, threads, streams)
             self._process = os.getpid()
+
+
+def _chosen(
+    path: str | Path, engine: str | None, threads: int | None, require_verified: bool
+) -> tuple[Artifact, Choice]:
+    """The artifact at `path`, and which of its engines is to be loaded."""
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads are not possible", fix="Give 1 or more")
+    artifact = Artifact.open(path)
+    return artifact, choose_engine(artifact, engine, require_verified=require_verified)
 
 
 def _streams_of(plan: CpuPlan | None) -> int:
