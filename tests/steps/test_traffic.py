@@ -151,6 +151,9 @@ def test_lengths_are_those_that_the_model_reads(tiny_artifact: Path, texts: Path
     assert lengths_of_data(artifact, csv).sha256() == found.sha256()
     with pytest.raises(BadData, match="none of 202 texts can be read: no field 'body'"):
         lengths_of_data(artifact, texts, "body")
+    csv.write_text("text\n")
+    with pytest.raises(BadData, match="there is no text in it"):
+        lengths_of_data(artifact, csv)
 
 
 def test_on_a_cpu_each_batch_is_as_wide_as_its_longest_text(

@@ -263,7 +263,7 @@ def _check_remove_padding(chosen: Backend, precision: str) -> None:
         raise UsageError(
             "padding is removed for ONNX Runtime's CPU provider in fp32 and fp16, and this is "
             f"{chosen.name} in {precision}",
-            fix="Leave --remove-padding out, or build with --backend onnxruntime",
+            fix="Leave --remove-padding out, or add it to --backend onnxruntime in fp32 or fp16",
         )
 
 

@@ -100,6 +100,12 @@ def lengths_of_data(
                 first = first or found
             else:
                 counts.update(len(row) for row in found)
+    if not texts:
+        raise BadData(
+            "there is no text in it",
+            where=str(data),
+            fix="Give texts such as the engine will read",
+        )
     if not counts:
         raise BadData(
             f"none of {texts} texts can be read" + (f": {first.what}" if first else ""),
